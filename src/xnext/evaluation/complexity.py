@@ -1,0 +1,66 @@
+"""Size of a network: parameters, multiply-accumulates, the smallest image it takes."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from xnext.errors import UserError
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, biases and norms included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Return the multiply-accumulates of one image: convolutions, linear layers, attention products.
+
+    Runs on the meta device, so it neither computes nor changes ``model``. Blur pooling is a
+    convolution with fixed weights and counts; norms, activations and pooling do not.
+
+    Args:
+        model: A network that takes float images of shape (1, C, H, W).
+        input_size: (C, H, W) in pixels.
+    """
+    network = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, *input_size, device="meta", dtype=next(network.parameters()).dtype))
+    return counter.get_total_flops() // 2
+
+
+def smallest_image_size(model: nn.Module, limit: int = 512) -> int:
+    """Return the smallest square image, in pixels a side, that ``model`` takes.
+
+    Raises:
+        UserError: No size up to ``limit`` works.
+    """
+    network = copy.deepcopy(model).to("meta").eval()
+    for size in range(1, limit + 1):
+        if _takes(network, size):
+            return size
+    raise UserError(f"{type(model).__name__} takes no image of up to {limit} pixels a side")
+
+
+def check_image_size(model: nn.Module, size: int, name: str = "the network") -> None:
+    """Check that ``model`` takes square images of ``size`` pixels a side.
+
+    Raises:
+        UserError: It does not; the line names the smallest size that works.
+    """
+    if not _takes(copy.deepcopy(model).to("meta").eval(), size):
+        smallest = smallest_image_size(model)
+        raise UserError(f"image size {size} is too small for {name}; use --image-size {smallest} or more")
+
+
+def _takes(network: nn.Module, size: int) -> bool:
+    in_chans = getattr(network, "in_chans", 3)
+    try:
+        with torch.no_grad():
+            network(
+                torch.empty(1, in_chans, size, size, device="meta", dtype=next(network.parameters()).dtype)
+            )
+    except (RuntimeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,261 @@
+"""Weight files: our own safetensors with everything inside, and every published layout.
+
+Nothing is unpickled but tensors: a file that needs more is refused.
+"""
+
+import json
+import logging
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from xnext._files import write_atomic
+from xnext._version import __version__
+from xnext.errors import UserError
+from xnext.models._layouts import LAYOUTS, recognise
+
+_logger = logging.getLogger("xnext")
+_METADATA_KEY = "xnext"
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# Where training scripts put the weights; the averaged ones are those that were published.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_CLASSIFIER = ("head.fc.weight", "head.fc.bias")
+
+
+class CheckpointError(UserError):
+    """A weight file that cannot be read, or that does not fit the network."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading a checkpoint did."""
+
+    source: str
+    """File name, or "state dict"."""
+    layout: str
+    """Name of the published layout, or "xnext"."""
+    new_classes: tuple[int, int] | None = None
+    """Classes of the file and of the network, if they differ and the classifier was left as initialised."""
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        line = f"loaded {self.source} ({self.layout} layout)"
+        if self.new_classes:
+            theirs, ours = self.new_classes
+            line += f"; the classifier is new, since the file has {theirs} classes, not {ours}"
+        return line
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    *,
+    model_name: str,
+    model_args: Mapping[str, Any],
+    classes: tuple[str, ...],
+    preprocessing: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write weights with all that is needed to use them, whole or not at all.
+
+    Args:
+        path: The ``.safetensors`` file.
+        model: The network.
+        model_name: Its registered name.
+        model_args: Fields of its config that differ from the name's, JSON values.
+        classes: Class names in the order of the logits.
+        preprocessing: How an image becomes an input, JSON values.
+        extra: More JSON values to keep, such as accuracy and epoch.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    metadata = {
+        "model_name": model_name,
+        "model_args": dict(model_args),
+        "classes": list(classes),
+        "preprocessing": dict(preprocessing),
+        "extra": dict(extra or {}),
+        "version": __version__,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    header = {"format": "pt", _METADATA_KEY: json.dumps(metadata)}
+    write_atomic(Path(path), safetensors.torch.save(tensors, header))
+
+
+def read_metadata(path: Path | str) -> dict[str, Any] | None:
+    """Return what ``save_checkpoint`` wrote beside the weights, or None for a file from elsewhere.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return None
+    _check_readable(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {_first_line(error)}") from error
+    return json.loads(text) if text else None
+
+
+def load_checkpoint(model: nn.Module, path_or_state_dict: Path | str | Mapping[str, Any]) -> LoadReport:
+    """Load weights of any known layout into ``model``, exactly.
+
+    The layout is recognised by its keys: timm's InceptionNeXt and ``legacy_xception``, the files of the
+    InceptionNeXt authors (networks and ConvNeXt variants) and of the NEXcepTion authors, ConvNeXt's
+    isotropic network, and our own; bare or under ``state_dict``, with ``module.`` prefixes or without. A
+    classifier for another number of classes is left as initialised, which the report says.
+
+    Args:
+        model: A network of this project.
+        path_or_state_dict: A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or its content.
+
+    Returns:
+        What was done.
+
+    Raises:
+        CheckpointError: The file cannot be read safely, or its tensors do not fit; all misfits are listed.
+    """
+    if isinstance(path_or_state_dict, Mapping):
+        source, content = "state dict", path_or_state_dict
+    else:
+        path = Path(path_or_state_dict)
+        source, content = str(path), _read_file(path)
+    state = _unwrap(content, source)
+    layout = recognise(state)
+    state = convert_state_dict(state)
+    own = model.state_dict()
+    new_classes = _drop_other_classifier(state, own)
+    _check_fit(state, own, source, dropped=_CLASSIFIER if new_classes else ())
+    model.load_state_dict(state, strict=not new_classes)
+    report = LoadReport(source, layout or "xnext", new_classes)
+    if new_classes:
+        _logger.warning("%s", report)
+    return report
+
+
+def convert_state_dict(state: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:
+    """Rename and reshape a state dict of any known layout to ours.
+
+    Args:
+        state: Tensors by name, as published or ours.
+        model: Taken for timm's sake, which passes the network.
+    """
+    state = _unwrap(state, "state dict")
+    layout = recognise(state)
+    return LAYOUTS[layout][1](state) if layout else dict(state)
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    _check_readable(path)
+    if path.suffix not in _SUFFIXES:
+        raise CheckpointError(f"{path} is no weight file: its name must end in one of {', '.join(_SUFFIXES)}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            needs = str(error).partition("GLOBAL ")[2].split(" ")[0]
+            raise CheckpointError(
+                f"{path} is refused: it needs {needs}, and unpickling more than tensors could run code; "
+                "save its state dict alone"
+            ) from error
+        raise CheckpointError(f"{path} is damaged or no PyTorch file: {_first_line(error)}") from error
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise CheckpointError(f"{path} is damaged or no weight file: {_first_line(error)}") from error
+
+
+def _check_readable(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointError(f"there is no weight file {path}")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a weight file")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _unwrap(content: Any, source: str) -> dict[str, Tensor]:
+    """Find the tensors in what a training script saved, without the prefix of a parallel wrapper."""
+    while isinstance(content, Mapping) and (
+        key := next((k for k in _WRAPPERS if _holds_state(content, k)), None)
+    ):
+        content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{source} holds no state dict")
+    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{source} holds no state dict: {_some(others)} are no tensors")
+    state = {str(key): value for key, value in content.items()}
+    while state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _holds_state(content: Mapping[str, Any], key: str) -> bool:
+    return isinstance(content.get(key), Mapping) and bool(content[key])
+
+
+def _drop_other_classifier(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Remove a classifier for another number of classes from ``state``; return both numbers."""
+    name = _CLASSIFIER[0]
+    if name not in state:
+        return None
+    theirs, ours = (
+        state[name].shape,
+        own[name].shape if name in own else torch.Size([0, *state[name].shape[1:]]),
+    )
+    if theirs[1:] != ours[1:] or theirs[0] == ours[0]:
+        return None
+    for key in _CLASSIFIER:
+        state.pop(key, None)
+    return theirs[0], ours[0]
+
+
+def _check_fit(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, dropped: tuple[str, ...]
+) -> None:
+    """Raise a ``CheckpointError`` that lists every missing, unexpected or wrongly shaped key."""
+    # Files older than PyTorch 0.4.1 do not count batches; neither does the result depend on them.
+    missing = [
+        k for k in own if k not in state and k not in dropped and not k.endswith("num_batches_tracked")
+    ]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in state
+        if key in own and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys)}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit the network; {'; '.join(problems)}")
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more
