@@ -117,19 +117,20 @@ class BlurPool2d(nn.Module):
     def __init__(self, channels: int, device: Any = None, dtype: Any = None):
         super().__init__()
         self.channels = channels
-        self.register_buffer("kernel", torch.empty(1, 1, 3, 3, device=device, dtype=dtype), persistent=False)
+        kernel = torch.empty(channels, 1, 3, 3, device=device, dtype=dtype)
+        self.register_buffer("kernel", kernel, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Compute the kernel, which no checkpoint holds; to be called after ``to_empty``."""
         taps = torch.tensor([0.25, 0.5, 0.25])
         with torch.no_grad():
-            self.kernel.copy_(torch.outer(taps, taps))
+            self.kernel.copy_(torch.outer(taps, taps).expand_as(self.kernel))
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve (B, C, H, W), rounding odd sides up."""
         x = F.pad(x, [1, 1, 1, 1], mode="reflect")
-        return F.conv2d(x, self.kernel.expand(self.channels, 1, 3, 3), stride=2, groups=self.channels)
+        return F.conv2d(x, self.kernel, stride=2, groups=self.channels)
 
 
 def _max_pool(channels: int, **dd: Any) -> nn.Module:

@@ -99,8 +99,10 @@ class XceptionConfig:
             check_odd(field, getattr(self, field))
         for field in ("stem_dims", "entry_dims", "tail_dims"):
             check_positive(field, getattr(self, field))
-        scalars = (self.stem_stride, self.expansion, self.exit_dim, self.segments or 1)
-        check_positive("stem_stride, expansion, exit_dim, segments", scalars)
+        for field in ("stem_stride", "expansion", "exit_dim"):
+            check_positive(field, (getattr(self, field),))
+        if self.segments is not None:
+            check_positive("segments", (self.segments,))
         for field, convolutions in (("entry", 2), ("middle", 3)):
             for kind in ("acts", "norms"):
                 for position in getattr(self, f"{field}_{kind}"):

@@ -1,0 +1,25 @@
+"""Where images come from: sources, decoding, splits, transforms, batches."""
+
+from xnext.data._dataset import EpochSampler, ImageDataset, build_loader
+from xnext.data._decode import BadImageError, decode_image, find_images
+from xnext.data._load import load_data
+from xnext.data._sources import ArraySource, FileSource, ImageData, ImageSource, stratified_split
+from xnext.data._transforms import Preprocessing, build_eval_transform, build_train_transform
+
+__all__ = [
+    "ArraySource",
+    "BadImageError",
+    "EpochSampler",
+    "FileSource",
+    "ImageData",
+    "ImageDataset",
+    "ImageSource",
+    "Preprocessing",
+    "build_eval_transform",
+    "build_loader",
+    "build_train_transform",
+    "decode_image",
+    "find_images",
+    "load_data",
+    "stratified_split",
+]

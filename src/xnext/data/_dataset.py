@@ -1,0 +1,160 @@
+"""From a source to batches: memory, unreadable pictures, order."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from xnext.data._decode import BadImageError
+from xnext.data._sources import ImageSource
+from xnext.data._transforms import Transform
+from xnext.errors import UserError
+
+CACHE_BUDGET = 2**30
+"""Most memory that the decoded pictures of one dataset may take, in bytes."""
+
+_SAMPLE = 32  # pictures read to estimate the rest
+
+
+class ImageDataset(Dataset):
+    """Transformed pictures of a source, each with its label.
+
+    An item is ``(image, label, bad_index)``: float32 ``[C, H, W]``, the class, and -1. Of a picture that
+    cannot be read, ``bad_index`` is its place in the source. In training the next readable picture stands in
+    for it, with that one's label; in evaluation the image is zero and the label -1, for the caller to leave
+    out.
+
+    A small set is decoded once and kept in memory, and then ``bad_images`` is complete from the start. Worker
+    processes share that memory where they are forked and copy it where they are spawned.
+
+    Args:
+        source: The pictures.
+        transform: From RGB image to tensor.
+        training: Which of the two ways to treat unreadable pictures.
+        cache: Whether to keep decoded pictures in memory; by default if they are estimated to fit
+            ``CACHE_BUDGET``.
+
+    Attributes:
+        bad_images: Place in the source and reason of each picture known to be unreadable.
+
+    Raises:
+        UserError: None of the pictures looked at can be read.
+    """
+
+    def __init__(
+        self, source: ImageSource, transform: Transform, *, training: bool, cache: bool | None = None
+    ):
+        self.source = source
+        self.transform = transform
+        self.training = training
+        self.bad_images: dict[int, str] = {}
+        self._cache: list[np.ndarray | None] | None = None
+        if cache or (cache is None and self._estimate_bytes() <= CACHE_BUDGET):
+            images = map(self._read, range(len(source)))
+            self._cache = [None if image is None else np.asarray(image) for image in images]
+            if len(self.bad_images) == len(source):
+                raise self._all_bad()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        image = self._read(index)
+        if image is not None:
+            return self.transform(image), int(self.source.labels[index]), -1
+        if not self.training:
+            blank = Image.new("RGB", (1, 1))
+            return torch.zeros_like(self.transform(blank)), -1, index
+        for step in range(1, len(self)):
+            other = (index + step) % len(self)
+            image = self._read(other)
+            if image is not None:
+                return self.transform(image), int(self.source.labels[other]), index
+        raise self._all_bad()
+
+    def _read(self, index: int) -> Image.Image | None:
+        if self._cache is not None:
+            pixels = self._cache[index]
+            return None if pixels is None else Image.fromarray(pixels)
+        try:
+            return self.source.read(index)
+        except BadImageError as error:
+            self.bad_images[index] = error.reason
+            return None
+
+    def _estimate_bytes(self) -> float:
+        """Estimate the size of all pictures decoded from a few spread over the source."""
+        places = np.linspace(0, len(self) - 1, min(_SAMPLE, len(self))).astype(int)
+        sizes = [3 * image.width * image.height for image in map(self._read, places.tolist()) if image]
+        if not sizes:
+            raise self._all_bad()
+        return len(self) * float(np.mean(sizes))
+
+    def _all_bad(self) -> UserError:
+        index, reason = next(iter(self.bad_images.items()))
+        return UserError(f"{self.source.name(index)}: {reason}; nor can any other be read: check the data")
+
+
+class EpochSampler(Sampler[int]):
+    """A random order that depends on nothing but (seed, epoch), so that a resumed run repeats it.
+
+    Args:
+        length: How many pictures there are.
+        seed: The run's seed.
+
+    Attributes:
+        generator: Seeded alike at each ``set_epoch``; the loader seeds its workers from it.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self._length = length
+        self._seed = seed
+        self.generator = torch.Generator()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of ``epoch``; call it before each one."""
+        state = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
+        self._epoch_seed = int(state[0] >> 1)  # torch takes 63 bits
+        self.generator.manual_seed(self._epoch_seed)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.Generator().manual_seed(self._epoch_seed)
+        return iter(torch.randperm(self._length, generator=order).tolist())
+
+
+def build_loader(
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    workers: int = 0,
+    drop_last: bool = False,
+) -> DataLoader:
+    """Batch a dataset: images float32 ``[B, C, H, W]``, labels int64 ``[B]``, bad indices int64 ``[B]``.
+
+    Args:
+        dataset: What to batch.
+        batch_size: Pictures a batch.
+        shuffle: In the order of an ``EpochSampler``; call its ``set_epoch`` before each epoch.
+        seed: Of that order, and of what the workers draw.
+        workers: Processes that decode and transform; 0 does it in this one, enough for small cached sets.
+        drop_last: Leave out a last batch that is not full, unless it is the only one.
+    """
+    sampler = EpochSampler(len(dataset), seed) if shuffle else None
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        generator=sampler.generator if sampler else None,
+        num_workers=workers,
+        drop_last=drop_last and len(dataset) >= batch_size,
+        pin_memory=torch.cuda.is_available(),
+    )

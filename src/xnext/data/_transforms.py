@@ -1,0 +1,175 @@
+"""What happens to a picture between the file and the network."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torchvision import transforms
+
+from xnext.errors import UserError, suggest
+
+Augment = Literal["none", "light", "strong"]
+Transform = Callable[[Image.Image], Tensor]
+
+_PHOTO_SIZE = 128
+"""From this size on, in pixels, pictures are taken for photographs with a margin around their subject."""
+
+_MAX_ASPECT = 16
+"""The eval resize sees no picture longer than this many times its short side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How pictures are brought to a network; stored in its checkpoint.
+
+    Attributes:
+        image_size: Height and width that the network sees, in pixels.
+        mean: Mean of each channel on the scale 0 to 1.
+        std: Standard deviation of each channel on the same scale.
+        interpolation: Resampling, by timm's names: ``bilinear``, ``bicubic``, ``nearest`` ...
+        crop_pct: Share of the shorter side that the central crop of an evaluated picture keeps.
+        in_chans: 3 for colour, 1 for grey.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    in_chans: int = 3
+
+    @classmethod
+    def for_model(cls, model: nn.Module, image_size: int | None = None) -> "Preprocessing":
+        """Take what the network's ``pretrained_cfg`` asks for.
+
+        Its central crop suits photographs at the size it was tuned for, and is kept there. At any other size,
+        and for pictures under 128 pixels, whose subject reaches the edge, nothing is cropped away.
+
+        Args:
+            model: A network with timm's ``pretrained_cfg``.
+            image_size: In pixels; by default the network's own.
+
+        Raises:
+            UserError: The network takes neither 1 nor 3 channels, or the size is not positive.
+        """
+        config = resolve_model_data_config(model)
+        own_size = config["input_size"][-1]
+        size = own_size if image_size is None else image_size
+        if size < 1:
+            raise UserError(f"image size {size}: must be at least 1 pixel")
+        stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        in_chans = stem.in_channels if stem else 3
+        if in_chans not in (1, 3):
+            raise UserError(
+                f"a network of {in_chans} input channels cannot see pictures; use in_chans 1 or 3"
+            )
+        mean, std = config["mean"], config["std"]
+        if len(mean) != in_chans:
+            mean, std = (sum(mean) / len(mean),) * in_chans, (sum(std) / len(std),) * in_chans
+        return cls(
+            image_size=size,
+            mean=tuple(mean),
+            std=tuple(std),
+            interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"] if size == own_size >= _PHOTO_SIZE else 1.0,
+            in_chans=in_chans,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as what JSON and YAML can hold."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            UserError: A key is missing or unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        for key in values.keys() - known:
+            raise UserError(f"preprocessing: unknown key {key!r}.{suggest(key, known)}")
+        for key in known - {"in_chans"} - values.keys():
+            raise UserError(f"preprocessing: key {key!r} is missing")
+        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+class _LimitAspect:
+    """Cut the ends off a very long picture, which the central crop drops anyway.
+
+    Resizing its short side to the network's size first would take memory without bound.
+    """
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        longest = _MAX_ASPECT * min(image.size)
+        if max(image.size) <= longest:
+            return image
+        return transforms.functional.center_crop(
+            image, [min(image.height, longest), min(image.width, longest)]
+        )
+
+
+def build_eval_transform(pre: Preprocessing) -> Transform:
+    """Return the transform of evaluation and prediction: resize the short side, crop the centre, normalise.
+
+    It takes an RGB image and returns float32 ``[in_chans, image_size, image_size]``, always the same.
+    """
+    resize = create_transform(
+        (pre.in_chans, pre.image_size, pre.image_size),
+        interpolation=pre.interpolation,
+        crop_pct=pre.crop_pct,
+        mean=pre.mean,
+        std=pre.std,
+    )
+    return transforms.Compose([_LimitAspect(), *_to_channels(resize.transforms, pre.in_chans)])
+
+
+def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool) -> Transform:
+    """Return the transform of training, from RGB image to float32 ``[in_chans, image_size, image_size]``.
+
+    Args:
+        pre: Size, normalisation and resampling.
+        augment: ``none``: as in evaluation. ``light``: a random crop of 60 to 100 % of the area, mirroring.
+            ``strong``: RandAugment and random erasing besides; crops from 8 % of the area for photographs
+            (``image_size`` from 128), from 35 % for smaller pictures, which have nothing to spare.
+        mirror: Whether a mirrored picture keeps its class.
+
+    Raises:
+        UserError: Another value of ``augment``.
+    """
+    photo = pre.image_size >= _PHOTO_SIZE
+    choices: dict[str, dict[str, Any]] = {
+        "none": {},
+        "light": {"scale": (0.6, 1.0), "color_jitter": None},
+        "strong": {
+            "scale": (0.08 if photo else 0.35, 1.0),
+            "auto_augment": "rand-m9-mstd0.5-inc1" if photo else "rand-m6-mstd0.5-inc1",
+            "re_prob": 0.25,
+            "re_mode": "pixel",
+        },
+    }
+    if augment not in choices:
+        raise UserError(f"augment {augment!r}: choose {', '.join(choices)}.{suggest(augment, choices)}")
+    if augment == "none":
+        return build_eval_transform(pre)
+    steps = create_transform(
+        (pre.in_chans, pre.image_size, pre.image_size),
+        is_training=True,
+        hflip=0.5 if mirror else 0.0,
+        interpolation=pre.interpolation,
+        mean=pre.mean,
+        std=pre.std,
+        **choices[augment],
+    )
+    return transforms.Compose(_to_channels(steps.transforms, pre.in_chans))
+
+
+def _to_channels(steps: list[Any], in_chans: int) -> list[Any]:
+    """Make a pipeline for RGB images end in ``in_chans`` channels."""
+    if in_chans == 3:
+        return steps
+    place = next(i for i, step in enumerate(steps) if isinstance(step, transforms.ToTensor))
+    return [*steps[:place], transforms.Grayscale(in_chans), *steps[place:]]

@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from skimage import data as pictures
+from timm.data import create_transform
+from torch import nn
+
+from xnext.data import Preprocessing, build_eval_transform, build_train_transform
+from xnext.errors import UserError
+
+ASTRONAUT = Image.fromarray(pictures.astronaut())
+
+
+def preprocessing(size=32, crop_pct=1.0, in_chans=3):
+    half = (0.5,) * in_chans
+    return Preprocessing(
+        image_size=size, mean=half, std=half, interpolation="bicubic", crop_pct=crop_pct, in_chans=in_chans
+    )
+
+
+class Stem(nn.Module):
+    def __init__(self, size=224, crop_pct=0.875, in_chans=3):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, 4, 3)
+        self.pretrained_cfg = {
+            "input_size": (3, size, size),
+            "crop_pct": crop_pct,
+            "mean": (0.4, 0.5, 0.6),
+            "std": (0.2, 0.2, 0.2),
+            "interpolation": "bilinear",
+        }
+
+
+def test_the_networks_own_crop_is_kept_only_where_it_was_tuned():
+    assert Preprocessing.for_model(Stem()).crop_pct == 0.875
+    assert Preprocessing.for_model(Stem(), 224).crop_pct == 0.875
+    assert Preprocessing.for_model(Stem(), 64).crop_pct == 1.0
+    assert Preprocessing.for_model(Stem(size=32)).crop_pct == 1.0
+
+
+def test_preprocessing_follows_a_timm_model_and_goes_through_a_dict():
+    model = timm.create_model("test_convnext", pretrained=False)
+    pre = Preprocessing.for_model(model, 64)
+    assert (pre.image_size, pre.mean) == (64, tuple(model.pretrained_cfg["mean"]))
+    assert Preprocessing.from_dict(pre.to_dict()) == pre
+    with pytest.raises(UserError, match="Did you mean 'image_size'"):
+        Preprocessing.from_dict(pre.to_dict() | {"image_sise": 3})
+    with pytest.raises(UserError, match="'std' is missing"):
+        Preprocessing.from_dict({k: v for k, v in pre.to_dict().items() if k != "std"})
+
+
+def test_size_and_channels_that_make_no_sense():
+    with pytest.raises(UserError, match="image size 0"):
+        Preprocessing.for_model(Stem(), 0)
+    with pytest.raises(UserError, match="4 input channels"):
+        Preprocessing.for_model(Stem(in_chans=4))
+
+
+def test_grey_networks_get_one_channel():
+    pre = Preprocessing.for_model(Stem(in_chans=1), 40)
+    assert pre.mean == pytest.approx((0.5,))
+    grey = build_eval_transform(pre)(ASTRONAUT)
+    assert grey.shape == (1, 40, 40)
+    for augment in ("light", "strong"):
+        assert build_train_transform(pre, augment, mirror=True)(ASTRONAUT).shape == (1, 40, 40)
+
+
+def test_eval_transform_is_timms():
+    pre = preprocessing(size=128, crop_pct=0.8)
+    theirs = create_transform(
+        (3, 128, 128), crop_pct=0.8, interpolation="bicubic", mean=pre.mean, std=pre.std
+    )
+    image = ASTRONAUT.crop((0, 0, 500, 300))
+    assert torch.equal(build_eval_transform(pre)(image), theirs(image))
+
+
+def test_nothing_of_a_small_picture_is_cropped_away():
+    border = np.zeros((8, 8, 3), np.uint8)
+    border[0], border[-1], border[:, 0], border[:, -1] = 255, 255, 255, 255
+    shown = build_eval_transform(preprocessing())(Image.fromarray(border))
+    assert shown.shape == (3, 32, 32)
+    for edge in (shown[:, 0], shown[:, -1], shown[:, :, 0], shown[:, :, -1]):
+        assert edge.min() > 0.9
+    same = Image.fromarray(np.asarray(ASTRONAUT.resize((32, 32))))
+    expected = torch.from_numpy(np.asarray(same).copy()).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(build_eval_transform(preprocessing())(same), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "strong"])
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1), (1, 1), (3, 500)])
+def test_extreme_shapes_stay_within_memory(size, augment, monkeypatch):
+    made = []
+    resize = Image.Image.resize
+
+    def watch(image, size, *args, **kwargs):
+        made.append(size[0] * size[1])
+        return resize(image, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watch)
+    transform = build_train_transform(preprocessing(), augment, mirror=True)
+    assert transform(Image.new("RGB", size, "red")).shape == (3, 32, 32)
+    assert max(made) <= 16 * 32 * 32
+
+
+def test_a_long_picture_is_cut_about_its_centre():
+    image = Image.new("RGB", (1000, 10), "blue")
+    image.paste("red", (480, 0, 520, 10))
+    assert build_eval_transform(preprocessing())(image)[0].min() > 0.9
+
+
+def test_none_is_the_eval_transform():
+    pre = preprocessing()
+    shown = build_train_transform(pre, "none", mirror=True)(ASTRONAUT)
+    assert torch.equal(shown, build_eval_transform(pre)(ASTRONAUT))
+
+
+def left_half_is_red(shown) -> bool:
+    return bool(shown[0, :, :8].mean() > shown[0, :, -8:].mean())
+
+
+@pytest.mark.parametrize("augment", ["light", "strong"])
+def test_mirroring_follows_the_data(augment):
+    torch.manual_seed(0)
+    image = Image.new("RGB", (32, 32), "black")
+    image.paste("red", (0, 0, 16, 32))
+    steps = {
+        mirror: [type(s).__name__ for s in build_train_transform(preprocessing(), augment, mirror).transforms]
+        for mirror in (True, False)
+    }
+    assert "RandomHorizontalFlip" in steps[True]
+    assert "RandomHorizontalFlip" not in steps[False]
+    if augment == "light":
+        for mirror, expected in ((True, {True, False}), (False, {True})):
+            transform = build_train_transform(preprocessing(), augment, mirror)
+            assert {left_half_is_red(transform(image)) for _ in range(40)} == expected
+
+
+@pytest.mark.parametrize("size, least", [(32, 0.35), (224, 0.08)])
+def test_small_pictures_are_never_cropped_to_nothing(size, least):
+    light = build_train_transform(preprocessing(size), "light", True).transforms[0]
+    strong = build_train_transform(preprocessing(size), "strong", True).transforms[0]
+    assert (light.scale, strong.scale) == ((0.6, 1.0), (least, 1.0))
+    tops = set()
+    for _ in range(200):
+        top, left, height, width = light.get_params(Image.new("RGB", (size, size)), light.scale, light.ratio)
+        assert height * width >= 0.55 * size * size
+        tops.add((top, left))
+    assert len(tops) > 20
+
+
+def test_strong_changes_more_than_light():
+    names = {
+        a: {type(s).__name__ for s in build_train_transform(preprocessing(), a, True).transforms}
+        for a in ("light", "strong")
+    }
+    assert names["strong"] - names["light"] == {"RandAugment", "RandomErasing"}
+
+
+def test_unknown_augmentation():
+    with pytest.raises(UserError, match="Did you mean 'light'"):
+        build_train_transform(preprocessing(), "ligth", True)
