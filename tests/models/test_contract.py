@@ -83,7 +83,9 @@ def test_feature_extractors_agree_with_the_whole_network(name, kind):
 
 def rename_like(extractor: torch.nn.Module, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Map the network's weights to an extractor's names, which flatten or prefix them."""
-    source = {key.replace(".", "_"): value for key, value in model.state_dict().items()}
+    # fx saves the blur's kernel, which is no part of the network's own state dict.
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    source = {key.replace(".", "_"): value for key, value in tensors}
     target = {}
     for key in extractor.state_dict():
         flat = (

@@ -1,0 +1,187 @@
+"""jsonargparse as the command line needs it: dashed options, one-line errors, flags above a config file."""
+
+import dataclasses
+import itertools
+import re
+import types
+import typing
+from argparse import ONE_OR_MORE, Action, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import docstring_parser
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+
+from xnext.errors import UserError, suggest
+
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a {key: value} mapping",
+}
+
+
+class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """An option's line is its own text and its default; the examples below keep their line breaks."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        if not action.option_strings or action.nargs == 0 or action.default in (None, {}, "==SUPPRESS=="):
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class Parser(ArgumentParser):
+    """A parser whose every complaint is one line, raised as a ``UserError``."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(formatter_class=_Help, allow_abbrev=False, print_config=None, **kwargs)
+        self._verbs: dict[str, Parser] = {}
+
+    def add_verbs(self, verbs: Mapping[str, "Parser"]) -> None:
+        """Add a command for each parser, which reads the words after it; the result's `verb` tells which."""
+        commands = self.add_subcommands(dest="verb", required=True, metavar="COMMAND", title="commands")
+        for name, parser in verbs.items():
+            commands.add_subcommand(name, parser, help=parser.description)
+            parser.prog = f"{self.prog} {name}"
+        self._verbs.update(verbs)
+
+    def add_options(self, config: type, **metavars: str) -> None:
+        """Add an option for every field of a dataclass, explained by the ``Attributes`` of its docstring.
+
+        Args:
+            config: The dataclass.
+            metavars: What stands for the value of a field in the help, where its type does not say enough.
+        """
+        texts = {doc.arg_name: doc.description for doc in docstring_parser.parse(config.__doc__ or "").params}
+        hints = typing.get_type_hints(config)
+        for field in dataclasses.fields(config):
+            required = field.default is field.default_factory is dataclasses.MISSING
+            default: dict[str, Any] = {"required": True}
+            if not required:
+                factory = field.default_factory
+                default = {"default": field.default if factory is dataclasses.MISSING else factory()}
+            self.add_argument(
+                "--" + field.name.replace("_", "-"),
+                type=hints[field.name],
+                metavar=metavars.get(field.name) or _metavar(hints[field.name]),
+                help=(texts[field.name] or "").replace("None:", "default:"),
+                **default,
+            )
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the complaint as one line that names the option and, for a misspelt one, the nearest."""
+        raise UserError(self._explain(message)) from ex
+
+    def _explain(self, message: str) -> str:
+        """Put jsonargparse's words into the user's: options as they are typed, types in English."""
+        if match := re.search(r"unrecognized arguments: (\S+)", message):
+            word = match[1]
+            if not word.startswith("-"):
+                return f"unexpected argument {word!r}; see {self.prog} --help"
+            options = [option for action in self._actions for option in action.option_strings]
+            return f"unknown option {word}.{suggest(word, options) or f' See {self.prog} --help.'}"
+        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            choices = re.findall(r"[\w-]+", match[2])
+            return f"unknown command {match[1]!r}.{suggest(match[1], choices) or f' Choose from {match[2]}.'}"
+        if match := re.search(r"arguments are required: (.*)", message):
+            keys = match[1].split(", ")
+            missing = [self._as_typed(key) for key in keys]
+            return f"missing {', '.join(missing)}; see {self._find(keys[0])[0].prog} --help"
+        if match := re.search(r'key "([\w.-]+)".*(?:Got|Given) value: (.*)', message, re.DOTALL):
+            wanted = _describe(self._hint(match[1]))
+            return f"{self._as_typed(match[1])} must be {wanted}, not {match[2].strip()!r}"
+        return " ".join(message.split())
+
+    def _find(self, key: str) -> "tuple[Parser, Action | None]":
+        """Return the parser and the argument of a key; `train.lr` is `lr` of the verb `train`."""
+        verb, _, name = key.rpartition(".")
+        parser = self._verbs.get(verb, self)
+        return parser, next((action for action in parser._actions if action.dest == name), None)
+
+    def _as_typed(self, key: str) -> str:
+        """Return the option, or the placeholder of a positional argument, that a key stands for."""
+        _, action = self._find(key)
+        if action is None:
+            return key
+        return action.option_strings[0] if action.option_strings else str(action.metavar)
+
+    def _hint(self, key: str) -> Any:
+        """Return the type of a key's value; of an argument that may be repeated, the type of one."""
+        _, action = self._find(key)
+        hint = getattr(action, "_typehint", None) or getattr(action, "type", None)
+        return typing.get_args(hint)[0] if action is not None and action.nargs == ONE_OR_MORE else hint
+
+
+class ConfigFile(ActionConfigFile):
+    """Reads a YAML file of options; what is wrong with it is told with its name and the nearest keys."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        path = Path(values)
+        known = [action.dest for action in parser._actions if action.dest not in ("help", self.dest)]
+        for key in read_yaml(path):
+            if key not in known:
+                hint = suggest(str(key), known) or f" Known are {', '.join(known)}."
+                raise UserError(f"{path}: unknown key {key!r}.{hint}")
+        super().__call__(parser, cfg, values, option_string)
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises:
+        UserError: It cannot be read or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold lines of `key: value`, as the config.yaml of a run does")
+    return content
+
+
+def config_first(words: Sequence[str]) -> list[str]:
+    """Move `--config FILE` to the front of a verb's words, so that flags win over it wherever it stands."""
+    rest: list[str] = []
+    configs: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config":
+            configs += [word, *itertools.islice(remaining, 1)]
+        elif word.startswith("--config="):
+            configs.append(word)
+        else:
+            rest.append(word)
+    return [*rest[:1], *configs, *rest[1:]]
+
+
+def _metavar(hint: Any) -> str:
+    """Return what stands for a value of a type in the help."""
+    hint = _without_none(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    return {int: "N", float: "X", bool: "true|false", Path: "PATH", str: "NAME"}.get(hint, "YAML")
+
+
+def _describe(hint: Any) -> str:
+    """Return a type in the user's words."""
+    hint = _without_none(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return _TYPE_NAMES.get(typing.get_origin(hint) or hint, "of another type")
+
+
+def _without_none(hint: Any) -> Any:
+    """Return ``X`` for ``X | None``, and any other type as it is."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        kept = [part for part in typing.get_args(hint) if part is not type(None)]
+        return kept[0] if len(kept) == 1 else hint
+    return hint

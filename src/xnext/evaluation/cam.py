@@ -1,0 +1,161 @@
+"""Where a network looks: class-activation maps (Grad-CAM) and the picture that shows them.
+
+Grad-CAM weighs the channels of one layer by how much each raises the logit of a class, and keeps where their
+sum is positive (Selvaraju et al. 2017). The maps come from the pytorch-grad-cam package.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from xnext.data import Preprocessing, build_eval_transform
+from xnext.evaluation.predict import Classifier
+
+_VIEW_PIXELS = 320  # side of an image in the picture; a network's input may be as small as 32 pixels
+_COLUMNS = 3  # images beside each other in the picture
+_CELL_INCHES = (4.6, 2.6)  # width and height that one image, its map and their titles take
+_TITLE_LETTERS = 32
+_FEWEST_PLACES = 4  # a side; a map of 2 x 2 says nothing of where
+
+
+def explain(
+    classifier: Classifier, images: Sequence[Image.Image], names: Sequence[str], target: int | None = None
+) -> Figure:
+    """Draw for each image where the network looks.
+
+    Args:
+        classifier: A trained network.
+        images: N images of any size, mode RGB.
+        names: What to call each of them.
+        target: Index of the class to look for; None: the most probable one of each image.
+    """
+    transform = build_eval_transform(classifier.preprocessing)
+    inputs = torch.stack([transform(image) for image in images]).to(classifier.device)
+    with torch.inference_mode():
+        probabilities = classifier.model(inputs).float().softmax(dim=1).cpu()
+    targets = probabilities.argmax(dim=1).tolist() if target is None else [target] * len(images)
+    maps = activation_maps(classifier.model, inputs, targets)
+    verdicts = [
+        f"{classifier.classes[index]} ({row[index]:.1%})"
+        for index, row in zip(targets, probabilities, strict=True)
+    ]
+    return draw(names, [network_view(image, classifier.preprocessing) for image in images], maps, verdicts)
+
+
+def activation_maps(
+    model: nn.Module, images: Tensor, targets: Sequence[int], layer: nn.Module | None = None
+) -> np.ndarray:
+    """Return for each image where ``layer`` speaks for that image's target class.
+
+    Neither the parameters, their gradients and ``requires_grad`` flags nor the mode of ``model`` change.
+
+    Args:
+        model: A classifier of images [N, C, H, W].
+        images: Float batch [N, C, H, W], on the device of ``model``.
+        targets: N class indices, one an image.
+        layer: Module with an output [N, channels, h, w]; default: what :func:`target_layer` chooses.
+
+    Returns:
+        float32 [N, H, W] in [0, 1], each map scaled to its own range; all zero where no place in the image
+        stands out for the class.
+    """
+    if layer is None:
+        layer = target_layer(model, min(images.shape[2:]))
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(model):
+        # A layer that works in place must not change the activations that were kept for the map.
+        cam = GradCAM(model, [layer], reshape_transform=torch.clone)
+        try:
+            # The gradient starts at the image, so frozen parameters do not cut it off.
+            maps = cam(images.detach().clone().requires_grad_(), [ClassifierOutputTarget(t) for t in targets])
+        finally:
+            cam.activations_and_grads.release()
+    return np.nan_to_num(maps, posinf=0.0, neginf=0.0)
+
+
+def target_layer(model: nn.Module, image_size: int) -> nn.Module:
+    """Return the deepest feature level of ``model`` that still tells places apart.
+
+    That is the last stage at the size a network was made for, and an earlier one for a small image, of which
+    the last stage leaves no more than a few places.
+
+    Args:
+        model: A network with timm's ``feature_info``.
+        image_size: Shorter side of its input, in pixels.
+    """
+    levels: list[dict[str, Any]] = list(model.feature_info)  # type: ignore[arg-type]
+    fine = [level for level in levels if image_size // level["reduction"] >= _FEWEST_PLACES]
+    return model.get_submodule((fine or levels)[-1]["module"])
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode without parameter gradients, and everything back at the end."""
+    modes = {module: module.training for module in model.modules()}
+    gradients = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, (requires_grad, gradient) in gradients.items():
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+
+def network_view(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Return the square part of ``image`` that the network sees, at a size fit to be looked at."""
+    side = min(image.size) * preprocessing.crop_pct
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    size = (_VIEW_PIXELS, _VIEW_PIXELS)
+    return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def draw(
+    names: Sequence[str], views: Sequence[Image.Image], maps: np.ndarray, verdicts: Sequence[str]
+) -> Figure:
+    """Draw each image, under its name, beside its map, under the verdict that the map explains.
+
+    Args:
+        names: N names of the images.
+        views: N square images, as :func:`network_view` gives them.
+        maps: [N, H, W] in [0, 1], of the same fields of view.
+        verdicts: N texts, such as a class and its probability.
+    """
+    columns = min(_COLUMNS, len(views))
+    rows = -(-len(views) // columns)
+    width, height = _CELL_INCHES
+    figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
+    axes = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
+    for panel in axes:
+        panel.set_axis_off()
+    for index, (name, view, heat, verdict) in enumerate(zip(names, views, maps, verdicts, strict=True)):
+        image, overlay = axes[2 * index : 2 * index + 2]
+        image.imshow(view)
+        image.set_title(_shorten(name), fontsize=9)
+        _draw_overlay(overlay, view, heat)
+        silent = "" if heat.any() else "\n(no place stands out)"
+        overlay.set_title(_shorten(verdict) + silent, fontsize=9)
+    return figure
+
+
+def _draw_overlay(axes: Axes, view: Image.Image, heat: np.ndarray) -> None:
+    """Lay the map over a grey copy of the image; where the map is zero the image stays as it is."""
+    axes.imshow(view.convert("L"), cmap="gray", vmin=0, vmax=255)
+    extent = (-0.5, view.width - 0.5, view.height - 0.5, -0.5)
+    smooth = np.asarray(Image.fromarray(heat).resize(view.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    axes.imshow(smooth, cmap="turbo", vmin=0, vmax=1, alpha=0.75 * np.sqrt(smooth), extent=extent)
+
+
+def _shorten(text: str) -> str:
+    """Return the end of a text that is too long for a title, since file names differ there."""
+    return text if len(text) <= _TITLE_LETTERS else "…" + text[1 - _TITLE_LETTERS :]

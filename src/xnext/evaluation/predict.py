@@ -1,0 +1,168 @@
+"""Using a trained network: load it from what a training left, and name the class of pictures."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+
+from xnext.data import BadImageError, Preprocessing, build_eval_transform, decode_image
+from xnext.errors import UserError, suggest
+from xnext.models import create_model, get_config, load_checkpoint, read_metadata
+from xnext.models._checkpoints import _read_file as read_weights
+from xnext.models._checkpoints import convert_state_dict
+from xnext.training.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A trained network with all that its use takes.
+
+    Attributes:
+        model: Maps images [N, C, H, W] to logits [N, classes]; in evaluation mode, on ``device``.
+        name: The model's name.
+        classes: Name of each class. For published weights, which carry none: ImageNet's English names if
+            there are 1,000 classes, otherwise the indices.
+        named: Whether the checkpoint itself named the classes.
+        preprocessing: How an image becomes the network's input.
+        device: Where the model is.
+    """
+
+    model: nn.Module
+    name: str
+    classes: tuple[str, ...]
+    named: bool
+    preprocessing: Preprocessing
+    device: torch.device
+
+    def class_index(self, target: str) -> int:
+        """Return the index of a class given by its name or, failing that, by its index.
+
+        Raises:
+            UserError: There is no such class; the line gives the nearest names.
+        """
+        if target in self.classes:
+            return self.classes.index(target)
+        if target.isdecimal() and int(target) < len(self.classes):
+            return int(target)
+        hint = suggest(target, self.classes) or f" Give a name or an index of 0 to {len(self.classes) - 1}."
+        raise UserError(f"{self.name} knows no class {target!r}.{hint}")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one image.
+
+    Attributes:
+        image: The file.
+        classes: Class names and probabilities (0 to 1), the most probable first; empty if unreadable.
+        error: Why the image could not be read, or None.
+    """
+
+    image: Path
+    classes: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+
+def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
+    """Load a trained network onto the accelerator if there is one, else the CPU.
+
+    Args:
+        checkpoint: A run folder (its best weights are taken), a checkpoint of ours, or published weights.
+        model: Name of the network that published weights belong to.
+
+    Raises:
+        UserError: Nothing usable is there, or it belongs to another network.
+    """
+    path = checkpoint
+    if checkpoint.is_dir():
+        path = Run.open(checkpoint).best
+        if not path.exists():
+            raise UserError(f"{checkpoint} holds no weights, since no epoch was finished; train again")
+    elif not checkpoint.exists():
+        raise UserError(f"there is no run and no weight file {checkpoint}")
+    metadata = read_metadata(path)
+    if metadata is not None:
+        name = metadata["model_name"]
+        if model not in (None, name):
+            raise UserError(f"{path} holds the network {name}, not {model}; leave --model out")
+        classes = tuple(metadata["classes"])
+        preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+        sizes = {"num_classes": len(classes), "in_chans": preprocessing.in_chans}
+        network = create_model(name, **metadata["model_args"] | sizes)
+        load_checkpoint(network, path)
+    elif model is not None:
+        name = model
+        network, classes = _load_published(path, name)
+        preprocessing = Preprocessing.for_model(network)
+    else:
+        raise UserError(
+            f"{path} does not say which network it belongs to; add --model NAME (see `xnext models`)"
+        )
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return Classifier(
+        model=network.to(device).eval(),
+        name=name,
+        classes=classes,
+        named=metadata is not None,
+        preprocessing=preprocessing,
+        device=device,
+    )
+
+
+def predict(
+    classifier: Classifier, images: Sequence[Path], topk: int = 5, batch_size: int = 32
+) -> Iterator[Prediction]:
+    """Yield a prediction for every image, in order, batch by batch.
+
+    Args:
+        classifier: What :func:`load_classifier` returned.
+        images: Image files.
+        topk: Classes to name for each image, the most probable first; all of them if there are fewer.
+        batch_size: Images that go through the network at once.
+    """
+    transform = build_eval_transform(classifier.preprocessing)
+
+    def read(path: Path) -> Tensor | BadImageError:
+        try:
+            return transform(decode_image(path))
+        except BadImageError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            inputs = list(pool.map(read, batch))
+            readable = [x for x in inputs if isinstance(x, Tensor)]
+            answers = iter(most_probable(classifier, torch.stack(readable), topk) if readable else ())
+            for path, x in zip(batch, inputs, strict=True):
+                if isinstance(x, BadImageError):
+                    yield Prediction(path, (), str(x))
+                else:
+                    yield Prediction(path, next(answers))
+
+
+def most_probable(classifier: Classifier, inputs: Tensor, topk: int) -> list[tuple[tuple[str, float], ...]]:
+    """Return for each image of a batch [N, C, H, W] its ``topk`` classes with their probabilities."""
+    with torch.inference_mode():
+        logits = classifier.model(inputs.to(classifier.device))
+    top = logits.float().softmax(dim=1).topk(min(topk, len(classifier.classes)))
+    return [
+        tuple((classifier.classes[index], probability) for index, probability in zip(*row, strict=True))
+        for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def _load_published(path: Path, name: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """Load a file that says nothing about itself; return the network and names for its classes."""
+    get_config(name)  # the layouts below are those of this project's networks: refuse any other
+    head = convert_state_dict(read_weights(path)).get("head.fc.weight")
+    network = create_model(name) if head is None else create_model(name, num_classes=len(head))
+    load_checkpoint(network, path)
+    imagenet, count = ImageNetInfo(), len(network.get_parameter("head.fc.weight"))
+    if count == imagenet.num_classes():
+        return network, tuple(imagenet.index_to_description(index).split(",")[0] for index in range(count))
+    return network, tuple(map(str, range(count)))

@@ -1,0 +1,131 @@
+"""A run directory: all that a training leaves, in one folder that later commands take."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from xnext._files import make_folder, write_atomic, write_error
+from xnext.errors import UserError
+
+_HEADER = "# What this run was told. Run it again: xnext train --config THIS_FILE --output ANOTHER_FOLDER\n"
+
+
+class Run:
+    """The files of one training, each written whole or not at all.
+
+    Attributes:
+        path: The folder.
+        config: `config.yaml`, everything needed to run it again.
+        metrics: `metrics.jsonl`, a line an epoch.
+        summary: `summary.json`, the result.
+        bad_images: `bad_images.txt`, names of the images that could not be read; absent without any.
+        best: Weights of the best epoch.
+        last: Weights of the last epoch.
+        last_state: What continuing takes besides the weights: optimiser, schedule, epoch.
+        curves: Picture of loss and accuracy over the epochs.
+        confusion: Picture of the confusion matrix of the best epoch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.bad_images = path / "bad_images.txt"
+        self.best = path / "checkpoints" / "best.safetensors"
+        self.last = path / "checkpoints" / "last.safetensors"
+        self.last_state = path / "checkpoints" / "last.optimizer.pt"
+        self.curves = path / "curves.png"
+        self.confusion = path / "confusion.png"
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Return the run in an existing folder.
+
+        Raises:
+            UserError: The folder is missing or holds no run.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise UserError(
+                f"{path} is not a run: it holds no config.yaml; give the --output folder of a training"
+            )
+        return run
+
+    @classmethod
+    def create(cls, path: Path, config_yaml: str) -> "Run":
+        """Make the folder with its `config.yaml`; after a failure no folder is left that was not there.
+
+        Raises:
+            UserError: The folder is taken, or it cannot be written.
+        """
+        require_free(path)
+        run = cls(path)
+        existed = path.exists()
+        try:
+            make_folder(run.best.parent)
+            write_atomic(run.config, (_HEADER + config_yaml).encode())
+        except UserError:
+            shutil.rmtree(run.best.parent if existed else path, ignore_errors=True)
+            raise
+        return run
+
+    def append_metrics(self, row: Mapping[str, float]) -> None:
+        """Add one epoch to `metrics.jsonl`."""
+        _append(self.metrics, json.dumps(row))
+
+    def append_bad_images(self, names: Iterable[str]) -> None:
+        """Add names to `bad_images.txt`, one a line."""
+        _append(self.bad_images, "\n".join(names))
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Return the epochs done so far, first to last."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the result of the training to `summary.json`."""
+        write_atomic(self.summary, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Write `last.optimizer.pt`: tensors and plain values, which ``weights_only=True`` loads."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.last_state, buffer.getvalue())
+
+    def write_picture(self, path: Path, figure: Figure) -> None:
+        """Draw a figure into a PNG of the run."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+        write_atomic(path, buffer.getvalue())
+
+
+def require_free(path: Path) -> None:
+    """Check that a run can be created at ``path``, without creating anything.
+
+    Raises:
+        UserError: Something is there already, or it cannot be looked at.
+    """
+    try:
+        taken = (path.exists() or path.is_symlink()) and not (path.is_dir() and not any(path.iterdir()))
+    except OSError as error:
+        raise write_error(path, error) from error
+    if taken:
+        raise UserError(f"{path} exists already; choose another --output or remove it")
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"cannot create {path}: {parent} is a file; choose another --output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot create {path}: no permission to write in {parent}; choose another --output")
+
+
+def _append(path: Path, text: str) -> None:
+    """Add lines to a file that is small enough to be written anew, so that it never ends in half a line."""
+    before = path.read_bytes() if path.exists() else b""
+    write_atomic(path, before + text.encode() + b"\n")

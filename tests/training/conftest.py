@@ -1,0 +1,66 @@
+"""A picture set of three colours that a network learns in seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xnext.training import TrainConfig
+
+COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 60, 40)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _draw(folder: Path, per_class: int, seed: int) -> None:
+    """Write noisy 16x16 pictures of each colour into a folder of its name."""
+    rng = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(per_class):
+            noisy = np.clip(rng.normal(colour, 60, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / name / f"{index:02}.png")
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[[Path, int, int], None]:
+    """Draw pictures: folder, number a class, seed."""
+    return _draw
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory, draw) -> Path:
+    """A folder with 33 training and 12 held-out pictures; tests must not change it."""
+    folder = tmp_path_factory.mktemp("colours")
+    draw(folder / "train", 11, 0)
+    draw(folder / "val", 4, 1)
+    return folder
+
+
+@pytest.fixture
+def config(colours: Path, tmp_path: Path):
+    """Make a quick config; keywords override."""
+
+    def make(**changes: Any) -> TrainConfig:
+        quick = {
+            "model": "inceptionnext_debug",
+            "data": str(colours),
+            "output": tmp_path / "run",
+            "epochs": 2,
+            "batch_size": 16,
+            "image_size": 16,
+            "device": "cpu",
+        }
+        return TrainConfig(**quick | changes)
+
+    return make
