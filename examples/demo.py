@@ -23,9 +23,7 @@ PIXELS = 256  # their side; they come as 8 x 8
 
 def demo() -> int:
     run = free_folder(Path("runs/demo"))
-    network = ("--model", "inceptionnext_debug", "--image-size", "32")
-    recipe = ("--epochs", "20", "--augment", "none", "--model-ema", "0.98")
-    command("train", *network, "--data", "digits", *recipe, "--output", run)
+    command("train", "--model", "nexception_debug", "--data", "digits", "--epochs", "15", "--output", run)
     command("evaluate", run)
 
     pictures = run / "pictures"

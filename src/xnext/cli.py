@@ -366,7 +366,7 @@ _VERBS = {
     "train": _Verb(
         "Train a network on labelled images and leave a run directory.", _train_options, _train,
         (
-            "xnext train --model inceptionnext_debug --data digits --image-size 32 --output runs/digits",
+            "xnext train --model nexception_debug --data digits --output runs/digits",
             "xnext train --config runs/digits/config.yaml --lr 1e-3 --output runs/digits-lr1e-3",
         ),
     ),

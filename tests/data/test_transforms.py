@@ -137,17 +137,27 @@ def test_mirroring_follows_the_data(augment):
             assert {left_half_is_red(transform(image)) for _ in range(40)} == expected
 
 
-@pytest.mark.parametrize("size, least", [(32, 0.35), (224, 0.08)])
-def test_small_pictures_are_never_cropped_to_nothing(size, least):
-    light = build_train_transform(preprocessing(size), "light", True).transforms[0]
-    strong = build_train_transform(preprocessing(size), "strong", True).transforms[0]
-    assert (light.scale, strong.scale) == ((0.6, 1.0), (least, 1.0))
-    tops = set()
-    for _ in range(200):
-        top, left, height, width = light.get_params(Image.new("RGB", (size, size)), light.scale, light.ratio)
-        assert height * width >= 0.55 * size * size
-        tops.add((top, left))
-    assert len(tops) > 20
+@pytest.mark.parametrize(("augment", "scale"), [("light", (0.6, 1.0)), ("strong", (0.08, 1.0))])
+def test_photographs_are_cropped_at_random(augment, scale):
+    crop = build_train_transform(preprocessing(224), augment, True).transforms[0]
+    assert crop.scale == scale
+    boxes = {crop.get_params(Image.new("RGB", (224, 224)), crop.scale, crop.ratio) for _ in range(100)}
+    assert len(boxes) > 90
+    assert all(height * width >= 0.9 * scale[0] * 224**2 for _, _, height, width in boxes)
+
+
+@pytest.mark.parametrize("size", [8, 32, 100])
+def test_small_pictures_are_shifted_by_up_to_an_eighth(size):
+    torch.manual_seed(0)
+    image = Image.new("RGB", (32, 32), "white")
+    transform = build_train_transform(preprocessing(32), "light", mirror=False)
+    if size != 32:
+        image = image.resize((size, size))  # small pictures are brought to size before the shift
+    shown = [transform(image)[0] > 0 for _ in range(300)]
+    rows = [int(view.any(dim=1).sum()) for view in shown]
+    tops = {int(view.any(dim=1).nonzero()[0]) for view in shown}
+    assert min(rows) == 28 and max(rows) == 32
+    assert tops == {0, 1, 2, 3, 4}
 
 
 def test_strong_changes_more_than_light():

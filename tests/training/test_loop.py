@@ -327,8 +327,15 @@ def test_terminal_shows_a_bar_with_loss_speed_and_time_left(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model", ["xception_debug", "nexception_debug", "nexception_tp_debug", "convnext_debug"]
+    ("model", "least"),
+    [
+        ("nexception_debug", 99),
+        ("xception_debug", 99),
+        ("nexception_tp_debug", 98),
+        ("inceptionnext_debug", 98),
+        ("convnext_debug", 98),
+    ],
 )
-def test_defaults_read_digits(tmp_path, model):
+def test_defaults_read_digits(tmp_path, model, least):
     summary, _ = train(TrainConfig(model=model, data="digits", output=tmp_path / "run", device="cpu"))
-    assert summary["best_val_top1"] >= 98.5
+    assert summary["best_val_top1"] >= least

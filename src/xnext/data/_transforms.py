@@ -97,6 +97,10 @@ class Preprocessing:
         return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
+# The first steps of evaluation: limit the aspect, resize, crop to a square picture.
+_TO_SQUARE = 3
+
+
 class _LimitAspect:
     """Cut the ends off a very long picture, which the central crop drops anyway.
 
@@ -117,14 +121,18 @@ def build_eval_transform(pre: Preprocessing) -> Transform:
 
     It takes an RGB image and returns float32 ``[in_chans, image_size, image_size]``, always the same.
     """
-    resize = create_transform(
+    return transforms.Compose(_evaluation_steps(pre))
+
+
+def _evaluation_steps(pre: Preprocessing) -> list[Any]:
+    steps = create_transform(
         (pre.in_chans, pre.image_size, pre.image_size),
         interpolation=pre.interpolation,
         crop_pct=pre.crop_pct,
         mean=pre.mean,
         std=pre.std,
     )
-    return transforms.Compose([_LimitAspect(), *_to_channels(resize.transforms, pre.in_chans)])
+    return [_LimitAspect(), *_to_channels(steps.transforms, pre.in_chans)]
 
 
 def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool) -> Transform:
@@ -132,9 +140,9 @@ def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool) ->
 
     Args:
         pre: Size, normalisation and resampling.
-        augment: ``none``: as in evaluation. ``light``: a random crop of 60 to 100 % of the area, mirroring.
-            ``strong``: RandAugment and random erasing besides; crops from 8 % of the area for photographs
-            (``image_size`` from 128), from 35 % for smaller pictures, which have nothing to spare.
+        augment: ``none``: as in evaluation. ``light``: a random crop, mirroring. ``strong``: RandAugment and
+            random erasing besides. The crop is 60 to 100 % of the area, with ``strong`` 8 to 100 %; pictures
+            smaller than 128 pixels, which have nothing to spare, are shifted by up to an eighth instead.
         mirror: Whether a mirrored picture keeps its class.
 
     Raises:
@@ -145,7 +153,7 @@ def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool) ->
         "none": {},
         "light": {"scale": (0.6, 1.0), "color_jitter": None},
         "strong": {
-            "scale": (0.08 if photo else 0.35, 1.0),
+            "scale": (0.08, 1.0),
             "auto_augment": "rand-m9-mstd0.5-inc1" if photo else "rand-m6-mstd0.5-inc1",
             "re_prob": 0.25,
             "re_mode": "pixel",
@@ -164,7 +172,10 @@ def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool) ->
         std=pre.std,
         **choices[augment],
     )
-    return transforms.Compose(_to_channels(steps.transforms, pre.in_chans))
+    crop, *others = steps.transforms
+    shift = transforms.RandomCrop(pre.image_size, padding=pre.image_size // 8)
+    first = [crop] if photo else [*_evaluation_steps(pre)[:_TO_SQUARE], shift]
+    return transforms.Compose([*first, *_to_channels(others, pre.in_chans)])
 
 
 def _to_channels(steps: list[Any], in_chans: int) -> list[Any]:

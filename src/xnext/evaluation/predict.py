@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from xnext.data import BadImageError, Preprocessing, build_eval_transform, decode_image
 from xnext.errors import UserError, suggest
 from xnext.models import create_model, get_config, load_checkpoint, read_metadata
-from xnext.models._checkpoints import _read_file as read_weights
-from xnext.models._checkpoints import convert_state_dict
+from xnext.models._checkpoints import convert_state_dict, read_weights
 from xnext.training.run import Run
 
 

@@ -131,7 +131,7 @@ def load_checkpoint(model: nn.Module, path_or_state_dict: Path | str | Mapping[s
         source, content = "state dict", path_or_state_dict
     else:
         path = Path(path_or_state_dict)
-        source, content = str(path), _read_file(path)
+        source, content = str(path), read_weights(path)
     state = _unwrap(content, source)
     layout = recognise(state)
     state = convert_state_dict(state)
@@ -157,7 +157,12 @@ def convert_state_dict(state: Mapping[str, Any], model: nn.Module | None = None)
     return LAYOUTS[layout][1](state) if layout else dict(state)
 
 
-def _read_file(path: Path) -> Mapping[str, Any]:
+def read_weights(path: Path) -> Mapping[str, Any]:
+    """Return what a weight file holds, as it was saved; nothing but tensors is unpickled.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another kind, or needs more than tensors.
+    """
     _check_readable(path)
     if path.suffix not in _SUFFIXES:
         raise CheckpointError(f"{path} is no weight file: its name must end in one of {', '.join(_SUFFIXES)}")

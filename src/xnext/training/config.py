@@ -63,7 +63,7 @@ class TrainConfig:
     output: Path
     epochs: int = 30
     image_size: int | None = None
-    batch_size: int = 64
+    batch_size: int = 32
     optimizer: str = "adamw"
     lr: float | None = None
     weight_decay: float = 0.05
