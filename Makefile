@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Threads that spin long while they wait make training many times slower beside any other busy process.
+export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: demo test test-slow test-timm lint format clean
 .DEFAULT_GOAL := help
 

@@ -312,7 +312,10 @@ _ISOTROPIC = MetaNeXtConfig(
     depths=(3, 3, 9, 3), dims=(384,) * 4, strides=(16, 1, 1, 1),
     stem_norm=False, mlp_ratios=(4, 4, 4, 4), layer_scale=None, head="norm",
 )  # fmt: skip
-_DEBUG: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (24, 40, 64, 88), "strides": (2, 2, 2, 2)}
+# With a scale that starts at 1e-6 so short a training would hardly use the blocks.
+_DEBUG: dict[str, Any] = {
+    "depths": (1, 1, 2, 1), "dims": (24, 40, 64, 88), "strides": (2, 2, 2, 2), "layer_scale": 0.1,
+}  # fmt: skip
 
 CONFIGS = {
     "inceptionnext_atto": MetaNeXtConfig(
