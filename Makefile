@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Threads that spin long while they wait make training many times slower beside any other busy process.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-slow test-timm lint format clean
+.PHONY: help demo test test-slow test-timm lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
