@@ -160,6 +160,14 @@ def test_inceptionnext_ablations_have_the_papers_size(options, millions):
         assert kinds(model, nn.BatchNorm2d) == 0
 
 
+def test_layer_scale_starts_where_told_and_0_leaves_it_out():
+    scaled = xnext.create_model("inceptionnext_debug", layer_scale=0.5)
+    assert all(torch.equal(p, torch.full_like(p, 0.5)) for k, p in scaled.named_parameters() if "gamma" in k)
+    plain = xnext.create_model("inceptionnext_debug", layer_scale=0)
+    gammas = 24 + 40 + 2 * 64 + 88
+    assert count_parameters(scaled) - count_parameters(plain) == gammas
+
+
 def mixer(**options) -> nn.Module:
     model = xnext.create_model("inceptionnext_debug", **options)
     return model.stages[0].blocks[0].mixer  # 24 channels: 15 of identity, then 3 a branch
@@ -226,6 +234,8 @@ def test_output_stride_is_timms(output_stride):
         ("inceptionnext_debug", {"mixer": "attention", "num_heads": 5}, "num_heads=5"),
         ("inceptionnext_debug", {"bands": "sequential", "branches": ("square",)}, "sequential"),
         ("inceptionnext_debug", {"output_stride": 7}, "output_stride=7"),
+        ("inceptionnext_debug", {"layer_scale": -1.0}, "layer_scale=-1.0"),
+        ("inceptionnext_debug", {"layer_scale": None}, "layer_scale of inceptionnext_debug cannot be None"),
     ],
 )
 def test_impossible_networks_are_refused_at_construction(name, options, message):

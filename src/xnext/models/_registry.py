@@ -15,7 +15,7 @@ from torch import nn
 
 from xnext.errors import UserError, suggest
 from xnext.models._checkpoints import convert_state_dict
-from xnext.models._config import UnknownOptionError
+from xnext.models._config import ConfigError, UnknownOptionError
 
 _CONFIGS: dict[str, Any] = {}
 _NETWORK_OPTIONS = (
@@ -156,6 +156,12 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
     name = model_name.partition(".")[0]
     if ":" not in model_name and "/" not in model_name and not timm.is_model(name):
         raise UserError(f"unknown model {name!r}.{suggest(name, [*list_models(), *timm.list_models()])}")
+    for key in kwargs:
+        # timm leaves out keywords that are None, which would silently do nothing here.
+        if kwargs[key] is None and name in _CONFIGS and getattr(_CONFIGS[name], key, None) is not None:
+            raise ConfigError(
+                f"{key} of {name} cannot be None; leave it out for {getattr(_CONFIGS[name], key)!r}"
+            )
     return timm.create_model(model_name, **kwargs)
 
 

@@ -55,8 +55,8 @@ class MetaNeXtConfig:
     """Activation of the blocks' MLPs."""
     mlp_ratios: tuple[int, ...] = (4, 4, 4, 3)
     """Width of the MLPs in multiples of the channels, a stage."""
-    layer_scale: float | None = 1e-6
-    """First value of the learnt scale of each branch, or None for no scale."""
+    layer_scale: float = 1e-6
+    """First value of the learnt scale of each branch; 0 for no scale."""
     head: Literal["mlp", "norm"] = "mlp"
     """One hidden layer of three times the width before the classifier, or LayerNorm alone."""
 
@@ -72,6 +72,8 @@ class MetaNeXtConfig:
         check_choice("norm", self.norm, NORMS)
         check_choice("act", self.act, ACTIVATIONS)
         check_choice("head", self.head, ("mlp", "norm"))
+        if not isinstance(self.layer_scale, int | float) or self.layer_scale < 0:
+            raise ConfigError(f"layer_scale={self.layer_scale!r} must be a number, 0 for no scale")
         for branch in self.branches:
             check_choice("branches", branch, ("square", "horizontal", "vertical"))
         for field in ("kernel_size", "square_kernel_size", "band_kernel_size"):
@@ -236,7 +238,7 @@ class MetaNeXtBlock(nn.Module):
             )
         )
         scale = config.layer_scale
-        self.gamma = nn.Parameter(torch.full((channels,), scale, **dd)) if scale is not None else None
+        self.gamma = nn.Parameter(torch.full((channels,), scale, **dd)) if scale else None
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -310,7 +312,7 @@ _CONVNEXT = MetaNeXtConfig(mixer="depthwise", norm="layer", mlp_ratios=(4, 4, 4,
 _PARTIAL = replace(_CONVNEXT, mixer="partial", kernel_size=3)
 _ISOTROPIC = MetaNeXtConfig(
     depths=(3, 3, 9, 3), dims=(384,) * 4, strides=(16, 1, 1, 1),
-    stem_norm=False, mlp_ratios=(4, 4, 4, 4), layer_scale=None, head="norm",
+    stem_norm=False, mlp_ratios=(4, 4, 4, 4), layer_scale=0, head="norm",
 )  # fmt: skip
 # With a scale that starts at 1e-6 so short a training would hardly use the blocks.
 _DEBUG: dict[str, Any] = {
