@@ -106,7 +106,16 @@ def read_metadata(path: Path | str) -> dict[str, Any] | None:
             text = (file.metadata() or {}).get(_METADATA_KEY)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {_first_line(error)}") from error
-    return json.loads(text) if text else None
+    if not text:
+        return None
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} has damaged metadata: {error}") from error
+    keys = ("model_name", "model_args", "classes", "preprocessing")
+    if not isinstance(metadata, dict) or any(key not in metadata for key in keys):
+        raise CheckpointError(f"{path} has damaged metadata: it must hold {', '.join(keys)}")
+    return metadata
 
 
 def load_checkpoint(model: nn.Module, path_or_state_dict: Path | str | Mapping[str, Any]) -> LoadReport:
@@ -134,7 +143,7 @@ def load_checkpoint(model: nn.Module, path_or_state_dict: Path | str | Mapping[s
         source, content = str(path), read_weights(path)
     state = _unwrap(content, source)
     layout = recognise(state)
-    state = convert_state_dict(state)
+    state = LAYOUTS[layout][1](state) if layout else state
     own = model.state_dict()
     new_classes = _drop_other_classifier(state, own)
     _check_fit(state, own, source, dropped=_CLASSIFIER if new_classes else ())

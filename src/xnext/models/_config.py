@@ -1,7 +1,8 @@
 """Checks that the lineages' configs share."""
 
 from collections.abc import Iterable
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from xnext.errors import UserError, suggest
 
@@ -37,7 +38,28 @@ def check_positive(field: str, values: Iterable[int]) -> None:
 
 
 def freeze_sequences(config: Any) -> None:
-    """Turn the lists of a frozen config, as YAML and JSON give them, into tuples."""
+    """Turn the lists of a frozen config, as YAML and JSON give them, into tuples; check the values' types.
+
+    Raises:
+        ConfigError: A value is of another type than its field.
+    """
+    hints = get_type_hints(type(config))
     for name, value in vars(config).items():
         if isinstance(value, list):
-            object.__setattr__(config, name, tuple(value))
+            value = tuple(value)
+            object.__setattr__(config, name, value)
+        if not _has_type(value, hints[name]):
+            raise ConfigError(f"{name}={value!r} is of another type than {hints[name]}")
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Tell whether a value has a field's type; the choices themselves are checked elsewhere."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_has_type(value, part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_has_type(item, get_args(hint)[0]) for item in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)

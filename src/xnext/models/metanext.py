@@ -90,6 +90,7 @@ class MetaNeXtConfig:
                 f"branch_ratio={self.branch_ratio!r} must be at most {most:.3g}, "
                 f"and large enough for one channel of {min(self.dims)}"
             )
+        check_positive("num_heads", (self.num_heads,))
         if self.mixer == "attention" and any(dim % self.num_heads for dim in self.dims):
             raise ConfigError(f"num_heads={self.num_heads!r} does not divide dims={self.dims!r}")
         if self.bands == "sequential" and not {"horizontal", "vertical"} <= set(self.branches):
