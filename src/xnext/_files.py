@@ -25,6 +25,8 @@ _REASONS = {
 def write_error(path: Path, error: OSError) -> UserError:
     """Turn a failed write to ``path`` into the line that tells the user what to do."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    if error.errno == errno.ENOENT and path.parent.exists():
+        reason = "nothing can be created in that folder; choose another place"
     return UserError(f"cannot write {path}: {reason}")
 
 

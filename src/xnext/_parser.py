@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 import types
 import typing
@@ -11,17 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import docstring_parser
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from xnext._types import describe_type
 from xnext.errors import UserError, suggest
-
-_TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    dict: "a {key: value} mapping",
-}
 
 
 class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -94,7 +90,7 @@ class Parser(ArgumentParser):
             missing = [self._as_typed(key) for key in keys]
             return f"missing {', '.join(missing)}; see {self._find(keys[0])[0].prog} --help"
         if match := re.search(r'key "([\w.-]+)".*(?:Got|Given) value: (.*)', message, re.DOTALL):
-            wanted = _describe(self._hint(match[1]))
+            wanted = describe_type(self._hint(match[1]))
             return f"{self._as_typed(match[1])} must be {wanted}, not {match[2].strip()!r}"
         return " ".join(message.split())
 
@@ -124,11 +120,15 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         path = Path(values)
         known = [action.dest for action in parser._actions if action.dest not in ("help", self.dest)]
-        for key in read_yaml(path):
+        content = read_yaml(path)
+        for key in content:
             if key not in known:
                 hint = suggest(str(key), known) or f" Known are {', '.join(known)}."
                 raise UserError(f"{path}: unknown key {key!r}.{hint}")
-        super().__call__(parser, cfg, values, option_string)
+        try:
+            super().__call__(parser, cfg, json.dumps(content, default=str), option_string)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -138,10 +138,14 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         UserError: It cannot be read or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # YAML 1.2, where `off` is a word, 1e-3 a number, and no key stands twice.
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{path} is no YAML: {line}{error.problem or error.context}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold lines of `key: value`, as the config.yaml of a run does")
@@ -169,14 +173,6 @@ def _metavar(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
     return {int: "N", float: "X", bool: "true|false", Path: "PATH", str: "NAME"}.get(hint, "YAML")
-
-
-def _describe(hint: Any) -> str:
-    """Return a type in the user's words."""
-    hint = _without_none(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return _TYPE_NAMES.get(typing.get_origin(hint) or hint, "of another type")
 
 
 def _without_none(hint: Any) -> Any:

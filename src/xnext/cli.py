@@ -1,8 +1,8 @@
 """The `xnext` command: train, evaluate, predict, explain, list; one thin function a verb."""
 
-import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from xnext._files import write_atomic
+from xnext._figures import write_figure
 from xnext._parser import ConfigFile, Parser, config_first, read_yaml
 from xnext._version import __version__
 from xnext.data import (
@@ -23,6 +23,7 @@ from xnext.data import (
     ImageDataset,
     build_eval_transform,
     build_loader,
+    check_same_classes,
     decode_image,
     find_images,
     load_data,
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
+        if any(word == "" or re.fullmatch("--[a-z-]+=", word) for word in words):
+            raise UserError("an argument is empty; is a shell variable not set?")
         arguments = _parser().parse_args(config_first(words))
         code = _VERBS[arguments.verb].run(arguments[arguments.verb])
         sys.stdout.flush()
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno is None:  # not the system's: a bug
             raise
         _drop_unprinted()
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror}")
     return code
 
 
@@ -195,11 +198,21 @@ def _evaluate(arguments: Namespace) -> int:
 
 def _evaluation_data(spec: str | None, checkpoint: Path) -> ImageData:
     """Load the data of a spec, by default that of the run; split as for its training."""
-    config = read_yaml(Run.open(checkpoint).config) if checkpoint.is_dir() else {}
-    spec = spec or config.get("data")
+    if checkpoint.is_dir():
+        config = _run_config(Run.open(checkpoint))
+        return load_data(spec or config.data, seed=config.seed)
     if spec is None:
         raise UserError(f"{checkpoint} does not say which images to take; add --data SPEC")
-    return load_data(spec, seed=config.get("seed", 0))
+    return load_data(spec)
+
+
+def _run_config(run: Run) -> TrainConfig:
+    """Return what a run was told."""
+    try:
+        return TrainConfig.from_dict(read_yaml(run.config))
+    except UserError as error:
+        path = "" if str(run.config) in str(error) else f"{run.config}: "
+        raise UserError(f"{path}{error}; mend the file, or give its weights as --checkpoint") from error
 
 
 def _require_same_classes(classifier: Classifier, data: ImageData, checkpoint: Path) -> None:
@@ -211,17 +224,10 @@ def _require_same_classes(classifier: Classifier, data: ImageData, checkpoint: P
         if len(classifier.classes) == len(data.classes):
             return
         raise UserError(f"{sizes}; give other --data")
-    ours, theirs = dict.fromkeys(classifier.classes), dict.fromkeys(data.classes)
-    differences = [
-        f"{title} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for title, names in (
-            ("only the checkpoint has", [name for name in ours if name not in theirs]),
-            ("only the data has", [name for name in theirs if name not in ours]),
-        )
-        if names
-    ]
-    what = "; ".join(differences) or "the same names in another order"
-    raise UserError(f"{sizes}: {what}; give other --data")
+    try:
+        check_same_classes(sizes, classifier.classes, data.classes, ("the checkpoint", "the data"))
+    except UserError as error:
+        raise UserError(f"{error}; give other --data") from error
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -301,9 +307,7 @@ def _cam(arguments: Namespace) -> int:
     target = None if arguments.target is None else classifier.class_index(arguments.target)
     images = [decode_image(path) for path in files]
     figure = cam.explain(classifier, images, [path.name for path in files], target)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomic(arguments.output, buffer.getvalue())
+    write_figure(arguments.output, figure, dpi=150)
     print(f"wrote {arguments.output}")
     return 0
 

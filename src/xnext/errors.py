@@ -1,7 +1,7 @@
-"""The one exception that means "the user can fix this", and the nearest names to suggest."""
+"""The one exception that means "the user can fix this", and how it speaks of names."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -13,5 +13,11 @@ class UserError(Exception):
 
 def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return `` Did you mean …?`` with the candidates nearest to ``name``, or an empty string."""
-    near = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(candidates)), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """Return names as ``'a', 'b' and 3 more``."""
+    rest = len(names) - limit
+    return ", ".join(map(repr, names[:limit])) + (f" and {rest} more" if rest > 0 else "")

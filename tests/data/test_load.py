@@ -276,3 +276,9 @@ def test_real_torchvision_set_reads_its_files(tmp_path):
     assert torchvision.datasets.MNIST(tmp_path).classes[4] == "4 - four"
     with pytest.raises(UserError, match="no training images of '0 - zero', '1 - one'"):
         load_data(f"torch/mnist?root={tmp_path}")
+
+
+@pytest.mark.parametrize("spec", ["", "  "])
+def test_an_empty_spec_is_not_the_current_folder(spec):
+    with pytest.raises(UserError, match="spec is empty"):
+        load_data(spec)

@@ -235,9 +235,27 @@ def test_output_stride_is_timms(output_stride):
         ("inceptionnext_debug", {"bands": "sequential", "branches": ("square",)}, "sequential"),
         ("inceptionnext_debug", {"output_stride": 7}, "output_stride=7"),
         ("inceptionnext_debug", {"layer_scale": -1.0}, "layer_scale=-1.0"),
+        ("inceptionnext_debug", {"layer_scale": float("nan")}, "layer_scale=nan"),
+        ("inceptionnext_debug", {"num_heads": 0}, "num_heads=0 must be positive"),
+        ("inceptionnext_debug", {"dims": 16}, "dims must be a list of whole numbers, not 16"),
+        ("inceptionnext_debug", {"branch_ratio": "x"}, "branch_ratio must be a number, not 'x'"),
+        ("inceptionnext_debug", {"head": 3}, "head must be one of mlp, norm"),
+        ("xception_debug", {"residual": "no"}, "residual must be true or false, not 'no'"),
+        ("xception_debug", {"middle_acts": 1}, "middle_acts must be a list of whole numbers"),
+        ("xception_debug", {"segments": True}, "segments must be a whole number, not True"),
+        ("xception_debug", {"stem_dims": [[1]]}, "stem_dims must be a list of whole numbers"),
+        ("xception_debug", {"middle_depth": -1}, "middle_depth=-1"),
+        ("xception_debug", {"in_chans": 0}, "in_chans must be at least 1"),
+        ("xception_debug", {"num_classes": -1}, "num_classes at least 0"),
+        ("inceptionnext_debug", {"features_only": True, "out_indices": (0, 9)}, "levels 0 to 3, not 9"),
         ("inceptionnext_debug", {"layer_scale": None}, "layer_scale of inceptionnext_debug cannot be None"),
     ],
 )
 def test_impossible_networks_are_refused_at_construction(name, options, message):
     with pytest.raises(xnext.UserError, match=message):
         xnext.create_model(name, **options)
+
+
+def test_no_classifier_has_fewer_than_no_classes():
+    with pytest.raises(xnext.UserError, match="num_classes=-1"):
+        xnext.create_model("xception_debug").reset_classifier(-1)

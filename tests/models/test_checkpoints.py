@@ -154,6 +154,7 @@ def test_foreign_files_have_no_metadata(tmp_path):
     path = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(1)}, path)
     assert read_metadata(path) is None
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "foreign.pth")
     assert read_metadata(tmp_path / "foreign.pth") is None
 
 
@@ -170,6 +171,60 @@ def test_all_misfits_are_listed():
     assert "unexpected: extra.weight" in line
     assert "stem.conv1.weight is (24, 1, 2, 2), not (24, 3, 2, 2)" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (float("nan"), "not finite: stem.conv1.bias"),
+        (float("inf"), "not finite: stem.conv1.bias"),
+        (torch.int8, "wrong type: stem.conv1.bias is torch.int8"),
+    ],
+    ids=str,
+)
+def test_values_that_are_no_weights_are_refused(value, what):
+    model = debug()
+    state = dict(model.state_dict())
+    bias = state["stem.conv1.bias"]
+    state["stem.conv1.bias"] = bias.to(value) if isinstance(value, torch.dtype) else bias + value
+    with pytest.raises(CheckpointError, match=what):
+        xnext.load_checkpoint(model, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_loaded(dtype):
+    source, model = debug(), debug()
+    state = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in source.state_dict().items()
+    }
+    xnext.load_checkpoint(model, state)
+    assert torch.equal(model.stem.conv1.weight, state["stem.conv1.weight"].float())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "module.model."])
+def test_prefixes_of_wrappers_are_taken_off(prefix):
+    source, model = debug(), debug()
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    xnext.load_checkpoint(model, {"state_dict": state})
+    assert equal_states(model, source)
+
+
+def test_missing_batch_counters_are_kept_and_reported():
+    source, model = debug(), debug()
+    counter = "stem.norm1.num_batches_tracked"
+    state = {key: value for key, value in source.state_dict().items() if key != counter}
+    report = xnext.load_checkpoint(model, state)
+    assert report.kept_counters == (counter,) and counter in str(report)
+    assert equal_states(model, source)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", "3", '{"model_name": "m"}'])
+def test_damaged_metadata(tmp_path, text):
+    path = tmp_path / "best.safetensors"
+    safetensors.torch.save_file(debug().state_dict(), path, {"xnext": text})
+    with pytest.raises(CheckpointError, match=r"best.safetensors has damaged metadata"):
+        read_metadata(path)
 
 
 def test_weights_of_another_lineage_are_refused_and_nothing_is_loaded(atto):
@@ -226,7 +281,7 @@ def test_damaged_files(tmp_path, suffix, damage):
     [
         ({}, "no state dict"),
         ([1, 2], "no state dict"),
-        ({"epoch": 3}, "epoch are no tensors"),
+        ({"epoch": 3}, "'epoch' are no tensors"),
         (7, "no state dict"),
     ],
     ids=str,

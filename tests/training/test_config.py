@@ -57,7 +57,13 @@ def test_optimizer_without_a_rule_needs_a_rate():
         ("device", "tpu"),
         ("amp", "fp8"),
         ("optimizer", "adamx"),
-        ("model_args", {"num_classes": 3}),
+        ("epochs", None),
+        ("epochs", 1.5),
+        ("epochs", True),
+        ("image_size", "32"),
+        ("model_args", [1]),
+        ("model_args", {1: 2}),
+        ("output", "run"),
     ],
 )
 def test_value_out_of_range_is_named(name, value):

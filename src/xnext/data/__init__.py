@@ -3,7 +3,14 @@
 from xnext.data._dataset import EpochSampler, ImageDataset, build_loader
 from xnext.data._decode import BadImageError, decode_image, find_images
 from xnext.data._load import load_data
-from xnext.data._sources import ArraySource, FileSource, ImageData, ImageSource, stratified_split
+from xnext.data._sources import (
+    ArraySource,
+    FileSource,
+    ImageData,
+    ImageSource,
+    check_same_classes,
+    stratified_split,
+)
 from xnext.data._transforms import Preprocessing, build_eval_transform, build_train_transform
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "build_eval_transform",
     "build_loader",
     "build_train_transform",
+    "check_same_classes",
     "decode_image",
     "find_images",
     "load_data",

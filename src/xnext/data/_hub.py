@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xnext.data._sources import HubSource, ImageData, check_same_classes, hold_out, shorten, user_path
-from xnext.errors import UserError, suggest
+from xnext.data._sources import HubSource, ImageData, check_same_classes, hold_out, user_path
+from xnext.errors import UserError, shorten, suggest
 
 _VAL_SPLITS = ("validation", "val", "valid", "dev", "test")
 

@@ -14,10 +14,9 @@ from xnext.data._sources import (
     ImageSource,
     check_same_classes,
     hold_out,
-    shorten,
     user_path,
 )
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError, shorten, suggest
 
 _VAL_FOLDERS = ("val", "validation", "test")
 _DIGITS_SEED = 0
@@ -67,6 +66,8 @@ def load_data(spec: str, *, seed: int = 0) -> ImageData:
     Raises:
         UserError: There is no such set, or it cannot be trained on; the line says what to mend.
     """
+    if not spec.strip():
+        raise UserError("the data spec is empty; give digits, a folder, hf:NAME_OR_FOLDER or torch/NAME")
     if spec == "digits":
         return _load_digits()
     try:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from xnext.data._decode import decode_image
-from xnext.errors import UserError
+from xnext.errors import UserError, shorten
 
 VAL_SHARE = 0.2
 """Share of each class that is held out when a set comes without a split."""
@@ -182,12 +182,6 @@ def user_path(text: str) -> Path:
         raise UserError(f"{text}: there is no such home folder") from error
 
 
-def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """Return names as ``'a', 'b' and 3 more``."""
-    rest = len(names) - limit
-    return ", ".join(map(repr, names[:limit])) + (f" and {rest} more" if rest > 0 else "")
-
-
 def stratified_split(labels: np.ndarray, classes: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out ``VAL_SHARE`` of every class, at least one picture, by chance.
 
@@ -232,8 +226,19 @@ def hold_out(
     return ImageData(name, classes, _SubsetSource(source, train), _SubsetSource(source, val), mirror)
 
 
-def check_same_classes(name: str, train: Sequence[str], val: Sequence[str]) -> None:
-    """Refuse a split whose two parts do not have the same classes in the same order.
+def check_same_classes(
+    name: str,
+    train: Sequence[str],
+    val: Sequence[str],
+    parts: tuple[str, str] = ("the training part", "the held-out part"),
+) -> None:
+    """Refuse two parts that do not have the same classes in the same order.
+
+    Args:
+        name: What to call the whole in the error.
+        train: Classes of the one.
+        val: Classes of the other.
+        parts: What to call the two.
 
     Raises:
         UserError: With the classes that only one part has.
@@ -243,9 +248,9 @@ def check_same_classes(name: str, train: Sequence[str], val: Sequence[str]) -> N
     extra = [
         f"only {part} has {shorten(names)}"
         for part, names in (
-            ("the training part", sorted(set(train) - set(val))),
-            ("the held-out part", sorted(set(val) - set(train))),
+            (parts[0], [name for name in dict.fromkeys(train) if name not in set(val)]),
+            (parts[1], [name for name in dict.fromkeys(val) if name not in set(train)]),
         )
         if names
     ]
-    raise UserError(f"{name}: the two parts have other classes: {'; '.join(extra) or 'in another order'}")
+    raise UserError(f"{name}: the classes differ: {'; '.join(extra) or 'the same in another order'}")

@@ -54,7 +54,7 @@ def evaluate(
     """
     confusion = MulticlassConfusionMatrix(num_classes).to(device)
     top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
-    loss = MeanMetric().to(device)
+    loss = MeanMetric(nan_strategy="disable").to(device)  # a loss that is not finite must stay so
     bad_images: list[int] = []
     was_training = model.training
     model.eval()

@@ -134,7 +134,7 @@ def draw(
     columns = min(_COLUMNS, len(views))
     rows = -(-len(views) // columns)
     width, height = _CELL_INCHES
-    figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
     for panel in axes:
         panel.set_axis_off()

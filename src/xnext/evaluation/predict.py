@@ -10,9 +10,10 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from xnext.data import BadImageError, Preprocessing, build_eval_transform, decode_image
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError, shorten, suggest
 from xnext.models import create_model, get_config, load_checkpoint, read_metadata
-from xnext.models._checkpoints import convert_state_dict, read_weights
+from xnext.models._checkpoints import read_weights
+from xnext.models._registry import create_variant
 from xnext.training.run import Run
 
 
@@ -47,7 +48,7 @@ class Classifier:
             return self.classes.index(target)
         if target.isdecimal() and int(target) < len(self.classes):
             return int(target)
-        hint = suggest(target, self.classes) or f" Give a name or an index of 0 to {len(self.classes) - 1}."
+        hint = suggest(target, self.classes) or f" It knows {shorten(self.classes, limit=20)}."
         raise UserError(f"{self.name} knows no class {target!r}.{hint}")
 
 
@@ -91,7 +92,7 @@ def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
         classes = tuple(metadata["classes"])
         preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
         sizes = {"num_classes": len(classes), "in_chans": preprocessing.in_chans}
-        network = create_model(name, **metadata["model_args"] | sizes)
+        network = create_variant(name, metadata["model_args"], **sizes)
         load_checkpoint(network, path)
     elif model is not None:
         name = model
@@ -158,7 +159,7 @@ def most_probable(classifier: Classifier, inputs: Tensor, topk: int) -> list[tup
 def _load_published(path: Path, name: str) -> tuple[nn.Module, tuple[str, ...]]:
     """Load a file that says nothing about itself; return the network and names for its classes."""
     get_config(name)  # the layouts below are those of this project's networks: refuse any other
-    head = convert_state_dict(read_weights(path)).get("head.fc.weight")
+    head = read_weights(path)[1].get("head.fc.weight")
     network = create_model(name) if head is None else create_model(name, num_classes=len(head))
     load_checkpoint(network, path)
     imagenet, count = ImageNetInfo(), len(network.get_parameter("head.fc.weight"))

@@ -6,7 +6,8 @@ Nothing is unpickled but tensors: a file that needs more is refused.
 import json
 import logging
 import pickle
-import zipfile
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from xnext._files import write_atomic
 from xnext._version import __version__
-from xnext.errors import UserError
+from xnext.errors import UserError, shorten
 from xnext.models._layouts import LAYOUTS, recognise
 
 _logger = logging.getLogger("xnext")
@@ -27,6 +28,8 @@ _METADATA_KEY = "xnext"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # Where training scripts put the weights; the averaged ones are those that were published.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# What DataParallel, torch.compile and Lightning put before every name, in any order.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 _CLASSIFIER = ("head.fc.weight", "head.fc.bias")
 
 
@@ -44,6 +47,8 @@ class LoadReport:
     """Name of the published layout, or "xnext"."""
     new_classes: tuple[int, int] | None = None
     """Classes of the file and of the network, if they differ and the classifier was left as initialised."""
+    kept_counters: tuple[str, ...] = ()
+    """Batch counters that the file lacks, as those from before PyTorch 0.4.1; no result depends on them."""
 
     def __str__(self) -> str:
         """Say it in one line."""
@@ -51,6 +56,8 @@ class LoadReport:
         if self.new_classes:
             theirs, ours = self.new_classes
             line += f"; the classifier is new, since the file has {theirs} classes, not {ours}"
+        if self.kept_counters:
+            line += f"; without {shorten(self.kept_counters)}"
         return line
 
 
@@ -98,9 +105,9 @@ def read_metadata(path: Path | str) -> dict[str, Any] | None:
         CheckpointError: The file cannot be read.
     """
     path = Path(path)
+    check_readable(path)
     if path.suffix != ".safetensors":
         return None
-    _check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_METADATA_KEY)
@@ -137,18 +144,18 @@ def load_checkpoint(model: nn.Module, path_or_state_dict: Path | str | Mapping[s
         CheckpointError: The file cannot be read safely, or its tensors do not fit; all misfits are listed.
     """
     if isinstance(path_or_state_dict, Mapping):
-        source, content = "state dict", path_or_state_dict
+        source = "state dict"
+        layout, state = _to_our_layout(path_or_state_dict, source)
     else:
-        path = Path(path_or_state_dict)
-        source, content = str(path), read_weights(path)
-    state = _unwrap(content, source)
-    layout = recognise(state)
-    state = LAYOUTS[layout][1](state) if layout else state
+        source = str(path_or_state_dict)
+        layout, state = read_weights(Path(path_or_state_dict))
     own = model.state_dict()
     new_classes = _drop_other_classifier(state, own)
-    _check_fit(state, own, source, dropped=_CLASSIFIER if new_classes else ())
+    # Checked below, so that a missing counter keeps its value.
+    counters = tuple(key for key in own if key.endswith("num_batches_tracked") and key not in state)
+    _check_fit(state, own, source, ignored=(*counters, *(_CLASSIFIER if new_classes else ())))
     model.load_state_dict(state, strict=not new_classes)
-    report = LoadReport(source, layout or "xnext", new_classes)
+    report = LoadReport(source, layout, new_classes, counters)
     if new_classes:
         _logger.warning("%s", report)
     return report
@@ -161,49 +168,58 @@ def convert_state_dict(state: Mapping[str, Any], model: nn.Module | None = None)
         state: Tensors by name, as published or ours.
         model: Taken for timm's sake, which passes the network.
     """
-    state = _unwrap(state, "state dict")
-    layout = recognise(state)
-    return LAYOUTS[layout][1](state) if layout else dict(state)
+    return _to_our_layout(state, "state dict")[1]
 
 
-def read_weights(path: Path) -> Mapping[str, Any]:
-    """Return what a weight file holds, as it was saved; nothing but tensors is unpickled.
+def read_weights(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Return the layout of a weight file and its tensors by our names; nothing but tensors is unpickled.
 
     Raises:
         CheckpointError: The file is missing, damaged, of another kind, or needs more than tensors.
     """
-    _check_readable(path)
-    if path.suffix not in _SUFFIXES:
-        raise CheckpointError(f"{path} is no weight file: its name must end in one of {', '.join(_SUFFIXES)}")
+    check_readable(path)
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            content = safetensors.torch.load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # torch's remark on pickle protocols that it reads all the same
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
-            needs = str(error).partition("GLOBAL ")[2].split(" ")[0]
+        if needs := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
-                f"{path} is refused: it needs {needs}, and unpickling more than tensors could run code; "
+                f"{path} is refused: it needs {needs[1]}, and unpickling more than tensors could run code; "
                 "save its state dict alone"
             ) from error
-        raise CheckpointError(f"{path} is damaged or no PyTorch file: {_first_line(error)}") from error
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-    ) as error:
+        raise CheckpointError(f"{path} is damaged or no PyTorch file; fetch it again") from error
+    except Exception as error:  # what damaged bytes lead the readers to is without bounds
         raise CheckpointError(f"{path} is damaged or no weight file: {_first_line(error)}") from error
+    return _to_our_layout(content, str(path))
 
 
-def _check_readable(path: Path) -> None:
+def check_readable(path: Path) -> None:
+    """Check that a path is a file with a weight file's ending, and not empty.
+
+    Raises:
+        CheckpointError: It is not.
+    """
     if not path.exists():
         raise CheckpointError(f"there is no weight file {path}")
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a weight file")
+    if path.suffix not in _SUFFIXES:
+        raise CheckpointError(f"{path} is no weight file: its name must end in one of {', '.join(_SUFFIXES)}")
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} is empty; fetch it again")
+
+
+def _to_our_layout(content: Any, source: str) -> tuple[str, dict[str, Tensor]]:
+    """Return the name of the layout and the tensors, renamed and reshaped to ours."""
+    state = _unwrap(content, source)
+    layout = recognise(state)
+    return (layout, LAYOUTS[layout][1](state)) if layout else ("xnext", state)
 
 
 def _first_line(error: BaseException) -> str:
@@ -220,10 +236,10 @@ def _unwrap(content: Any, source: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{source} holds no state dict")
     others = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        raise CheckpointError(f"{source} holds no state dict: {_some(others)} are no tensors")
+        raise CheckpointError(f"{source} holds no state dict: {shorten(others)} are no tensors")
     state = {str(key): value for key, value in content.items()}
-    while state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
@@ -248,28 +264,26 @@ def _drop_other_classifier(state: dict[str, Tensor], own: Mapping[str, Tensor]) 
 
 
 def _check_fit(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, dropped: tuple[str, ...]
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, ignored: tuple[str, ...]
 ) -> None:
-    """Raise a ``CheckpointError`` that lists every missing, unexpected or wrongly shaped key."""
-    # Files older than PyTorch 0.4.1 do not count batches; neither does the result depend on them.
-    missing = [
-        k for k in own if k not in state and k not in dropped and not k.endswith("num_batches_tracked")
-    ]
-    unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
-        for key in state
-        if key in own and state[key].shape != own[key].shape
-    ]
-    problems = [
-        f"{what}: {', '.join(keys)}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(f"{source} does not fit the network; {'; '.join(problems)}")
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(str, names[:limit])) + more
+    """Raise a ``CheckpointError`` that lists every key that is missing, unexpected or of the wrong kind."""
+    shared = [key for key in own if key in state]
+    floats = [key for key in shared if own[key].is_floating_point()]
+    problems = {
+        "missing": [key for key in own if key not in state and key not in ignored],
+        "unexpected": [key for key in state if key not in own],
+        "wrong shape": [
+            f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+            for key in shared
+            if state[key].shape != own[key].shape
+        ],
+        "wrong type": [
+            f"{key} is {state[key].dtype}" for key in floats if not state[key].is_floating_point()
+        ],
+        "not finite": [
+            key for key in floats if state[key].is_floating_point() and not state[key].isfinite().all()
+        ],
+    }
+    found = [f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(f"{source} does not fit the network; {'; '.join(found)}")

@@ -9,6 +9,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from xnext.models._config import ConfigError
 from xnext.models.layers import NORMS, ClassifierHead
 
 
@@ -101,6 +102,8 @@ class Network(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Make a new classifier of ``num_classes`` (0: none) and change the pooling if one is named."""
+        if num_classes < 0:
+            raise ConfigError(f"num_classes={num_classes!r} must be 0, for no classifier, or more")
         self._reset_head(num_classes, global_pool)
 
     def _reset_head(self, num_classes: int, global_pool: str | None, in_features: int | None = None) -> None:

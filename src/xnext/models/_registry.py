@@ -3,7 +3,7 @@
 import fnmatch
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -84,11 +84,12 @@ def _entry_point(name: str, network: type[nn.Module], config: Any, options: tupl
     config_fields = {field.name for field in fields(config)}
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        for key in kwargs:
-            if key not in (known := {*config_fields, *options, *_BUILDER_OPTIONS}):
-                raise UnknownOptionError(f"{name} has no option {key!r}.{suggest(key, known)}")
+        _check_options(name, kwargs, {*config_fields, *options, *_BUILDER_OPTIONS})
+        if kwargs.get("in_chans", 1) < 1 or kwargs.get("num_classes", 0) < 0:
+            raise ConfigError("in_chans must be at least 1, num_classes at least 0")
         changes = {key: kwargs.pop(key) for key in config_fields & kwargs.keys()}
         variant = replace(config, **changes)
+        _check_levels(name, variant.num_levels, kwargs.get("out_indices"))
         feature_cfg = {"flatten_sequential": True, "out_indices": tuple(range(variant.num_levels))}
         feature_cfg |= kwargs.pop("feature_cfg", {})
         if pretrained:
@@ -107,6 +108,23 @@ def _entry_point(name: str, network: type[nn.Module], config: Any, options: tupl
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__doc__ = f"Build ``{name}``; keywords are the network's options and fields of its config."
     return entry_point
+
+
+def _check_options(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in given:
+        if key not in known:
+            hint = suggest(key, known) or f" There are {', '.join(sorted(known))}."
+            raise UnknownOptionError(f"{name} has no option {key!r}.{hint}")
+
+
+def _check_levels(name: str, levels: int, chosen: int | Sequence[int] | None) -> None:
+    """Raise a ``ConfigError`` if ``out_indices`` name feature levels that the network does not have."""
+    if isinstance(chosen, int):
+        chosen = range(-chosen, 0)
+    for level in chosen or ():
+        if not -levels <= level < levels:
+            raise ConfigError(f"{name} has feature levels 0 to {levels - 1}, not {level}; change out_indices")
 
 
 # The hub raises the second for an answer, the first for none; a file that cannot be read is the first too.
@@ -153,9 +171,7 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
     Raises:
         UserError: There is no such name, option or choice; the line gives the nearest ones.
     """
-    name = model_name.partition(".")[0]
-    if ":" not in model_name and "/" not in model_name and not timm.is_model(name):
-        raise UserError(f"unknown model {name!r}.{suggest(name, [*list_models(), *timm.list_models()])}")
+    name = _require_model(model_name)
     for key in kwargs:
         # timm leaves out keywords that are None, which would silently do nothing here.
         if kwargs[key] is None and name in _CONFIGS and getattr(_CONFIGS[name], key, None) is not None:
@@ -163,6 +179,34 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
                 f"{key} of {name} cannot be None; leave it out for {getattr(_CONFIGS[name], key)!r}"
             )
     return timm.create_model(model_name, **kwargs)
+
+
+def _require_model(model_name: str) -> str:
+    """Return the name without the weight tag, once it is known that there is such a model."""
+    name = model_name.partition(".")[0]
+    if ":" not in model_name and "/" not in model_name and not timm.is_model(name):
+        hint = suggest(name, [*list_models(), *timm.list_models()]) or " `xnext models` lists them."
+        raise UserError(f"unknown model {name!r}.{hint}")
+    return name
+
+
+def create_variant(model_name: str, model_args: Mapping[str, Any], **options: Any) -> nn.Module:
+    """Build a network from what a file says of it: its name and the fields of its config that differ.
+
+    Args:
+        model_name: As in ``create_model``.
+        model_args: Fields of the config; of timm's own networks, which have none, nothing.
+        **options: Further keywords of ``create_model``.
+
+    Raises:
+        UserError: As from ``create_model``, or ``model_args`` hold something else than fields.
+    """
+    name = _require_model(model_name)
+    if name in _CONFIGS:
+        _check_options(name, model_args, [field.name for field in fields(_CONFIGS[name])])
+    elif model_args:
+        raise UnknownOptionError(f"{name} is timm's own and takes no model_args; leave them out")
+    return create_model(model_name, **model_args, **options)
 
 
 def list_models(filter: str = "*") -> list[str]:
@@ -173,5 +217,5 @@ def list_models(filter: str = "*") -> list[str]:
 def get_config(name: str) -> Any:
     """Return the config that ``name`` stands for."""
     if name not in _CONFIGS:
-        raise UserError(f"unknown model {name!r}.{suggest(name, _CONFIGS)}")
+        raise UserError(f"unknown model {name!r}.{suggest(name, _CONFIGS) or ' `xnext models` lists them.'}")
     return _CONFIGS[name]

@@ -4,6 +4,7 @@
 variants of its table 1, the isotropic networks of its table 5 and the ablations of its table 8.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from xnext.models._config import ConfigError, check_choice, check_odd, check_positive, freeze_sequences
+from xnext._types import check_types
+from xnext.models._config import ConfigError, check_choice, check_odd, check_positive
 from xnext.models._network import Network, build_pyramid
 from xnext.models._registry import register_variants, weights
 from xnext.models.layers import ACTIVATIONS, NORMS, ClassifierHead
@@ -66,14 +68,14 @@ class MetaNeXtConfig:
         return len(self.depths)
 
     def __post_init__(self) -> None:
-        freeze_sequences(self)
+        check_types(self, ConfigError)
         check_choice("mixer", self.mixer, MIXERS)
         check_choice("bands", self.bands, ("parallel", "sequential"))
         check_choice("norm", self.norm, NORMS)
         check_choice("act", self.act, ACTIVATIONS)
         check_choice("head", self.head, ("mlp", "norm"))
-        if not isinstance(self.layer_scale, int | float) or self.layer_scale < 0:
-            raise ConfigError(f"layer_scale={self.layer_scale!r} must be a number, 0 for no scale")
+        if not 0 <= self.layer_scale < math.inf:
+            raise ConfigError(f"layer_scale={self.layer_scale!r} must be 0, for no scale, or more")
         for branch in self.branches:
             check_choice("branches", branch, ("square", "horizontal", "vertical"))
         for field in ("kernel_size", "square_kernel_size", "band_kernel_size"):
@@ -90,7 +92,7 @@ class MetaNeXtConfig:
                 f"branch_ratio={self.branch_ratio!r} must be at most {most:.3g}, "
                 f"and large enough for one channel of {min(self.dims)}"
             )
-        check_positive("num_heads", (self.num_heads,))
+        check_positive("num_heads", self.num_heads)
         if self.mixer == "attention" and any(dim % self.num_heads for dim in self.dims):
             raise ConfigError(f"num_heads={self.num_heads!r} does not divide dims={self.dims!r}")
         if self.bands == "sequential" and not {"horizontal", "vertical"} <= set(self.branches):

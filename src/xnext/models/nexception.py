@@ -11,7 +11,8 @@ from typing import Any, Literal
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from xnext.models._config import ConfigError, check_choice, check_odd, check_positive, freeze_sequences
+from xnext._types import check_types
+from xnext.models._config import ConfigError, check_choice, check_odd, check_positive
 from xnext.models._network import Network, build_pyramid
 from xnext.models._registry import register_variants, weights
 from xnext.models.layers import ACTIVATIONS, NORMS, ClassifierHead, SeparableBlock
@@ -48,11 +49,11 @@ class NexceptionPyramidConfig:
         return len(self.depths)
 
     def __post_init__(self) -> None:
-        freeze_sequences(self)
+        check_types(self, ConfigError)
         check_choice("act", self.act, ACTIVATIONS)
         check_choice("norm", self.norm, NORMS)
         check_odd("kernel_size", self.kernel_size)
-        check_positive("expansion", (self.expansion,))
+        check_positive("expansion", self.expansion)
         for field in ("depths", "dims", "strides"):
             check_positive(field, getattr(self, field))
             if len(getattr(self, field)) != len(self.depths):

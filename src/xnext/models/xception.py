@@ -15,7 +15,8 @@ from typing import Any, Literal
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from xnext.models._config import check_choice, check_odd, check_positive, freeze_sequences
+from xnext._types import check_types
+from xnext.models._config import ConfigError, check_choice, check_odd, check_positive
 from xnext.models._network import Network, Stage
 from xnext.models._registry import register_variants, weights
 from xnext.models.layers import ACTIVATIONS, NORMS, POOLS, ClassifierHead, SeparableBlock, SeparableConv2d
@@ -87,7 +88,7 @@ class XceptionConfig:
         return len(self.entry_dims) + 2
 
     def __post_init__(self) -> None:
-        freeze_sequences(self)
+        check_types(self, ConfigError)
         check_choice("stem", self.stem, STEMS)
         check_choice("middle_block", self.middle_block, MIDDLE_WIDTHS)
         check_choice("pool", self.pool, POOLS)
@@ -100,9 +101,11 @@ class XceptionConfig:
         for field in ("stem_dims", "entry_dims", "tail_dims"):
             check_positive(field, getattr(self, field))
         for field in ("stem_stride", "expansion", "exit_dim"):
-            check_positive(field, (getattr(self, field),))
+            check_positive(field, getattr(self, field))
+        if self.middle_depth < 0:
+            raise ConfigError(f"middle_depth={self.middle_depth!r} must be 0 or more")
         if self.segments is not None:
-            check_positive("segments", (self.segments,))
+            check_positive("segments", self.segments)
         for field, convolutions in (("entry", 2), ("middle", 3)):
             for kind in ("acts", "norms"):
                 for position in getattr(self, f"{field}_{kind}"):

@@ -59,5 +59,6 @@ def check_bad_images(names: list[str], images: int, limit: float) -> None:
         shown = ", ".join(names[:_NAMED_IN_ERROR]) + (", …" if len(names) > _NAMED_IN_ERROR else "")
         raise UserError(
             f"{len(names)} of {images} training images cannot be read ({shown}), more than"
-            f" --max-bad-images {limit:g} allows; repair or remove them, or raise the limit"
+            f" --max-bad-images {limit:g} allows; repair or remove them, or raise the limit,"
+            " which lists all in the run's bad_images.txt"
         )

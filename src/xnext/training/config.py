@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from timm.optim import list_optimizers
 
+from xnext._types import check_types
 from xnext.errors import UserError, suggest
 
 # Learning rate for a batch of 256 images, and the power of (batch size / 256) that it grows with. SGD follows
@@ -21,9 +23,6 @@ LEARNING_RATES: dict[str, tuple[float, float]] = {
     "lamb": (1e-2, 0.5),
     "lion": (4e-4, 0.5),
 }
-
-# Fields that `create_model` takes from elsewhere in this config or from the data.
-_NOT_MODEL_ARGS = ("num_classes", "drop_rate", "drop_path_rate", "pretrained", "checkpoint_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +84,7 @@ class TrainConfig:
     max_bad_images: float = 0.01
 
     def __post_init__(self) -> None:
+        check_types(self)
         self._check_numbers()
         self._check_names()
         if self.mixes and self.batch_size % 2:
@@ -95,6 +95,25 @@ class TrainConfig:
             raise UserError(
                 f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}; lower it"
             )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            UserError: A key is missing or unknown, or a value is none of its field's.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise UserError(f"unknown key {key!r}.{suggest(str(key), known)}")
+        for name in ("model", "data", "output"):
+            if name not in values:
+                raise UserError(f"key {name!r} is missing")
+        paths = {
+            name: Path(values[name]) for name in ("output", "checkpoint") if isinstance(values.get(name), str)
+        }
+        return cls(**{**values, **paths})
 
     @property
     def mixes(self) -> bool:
@@ -164,15 +183,9 @@ class TrainConfig:
         for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
-                hint = suggest(value, known) or (
-                    f" Choose from {', '.join(known)}." if len(known) < 5 else ""
-                )
+                common = LEARNING_RATES if name == "optimizer" else known
+                hint = suggest(value, known) or f" Choose from {', '.join(common)}."
                 raise UserError(f"{name} {value!r} does not exist.{hint}")
-        for name in _NOT_MODEL_ARGS:
-            if name in self.model_args:
-                raise UserError(
-                    f"model_args cannot hold {name!r}: the data or an option of its own decides it"
-                )
 
 
 def learning_rate(optimizer: str, batch_size: int) -> float:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from xnext._figures import write_figure
 from xnext.errors import UserError
 from xnext.evaluation.accuracy import Accuracy
 from xnext.models import save_checkpoint
@@ -38,8 +39,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         The result, as it stands in the run's `summary.json`.
 
     Raises:
-        UserError: Something in the config does not exist or does not fit (then no folder is left), too many
-            images cannot be read, or the loss is no longer finite.
+        UserError: Something in the config does not exist or does not fit, too many images cannot be read,
+            the disk is full, or the loss is no longer finite. Without a finished epoch no folder is left.
     """
     console = console or Console()
     started = time.perf_counter()
@@ -51,21 +52,25 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     trainer = Trainer(setup, bad_train)
     _announce(console, setup)
     best: tuple[dict[str, float], Accuracy] | None = None
-    with Display(console, config.epochs, len(setup.train_loader)) as display:
-        for epoch in range(1, config.epochs + 1):
-            row, accuracy = trainer.run_epoch(epoch, display.advance)
-            bad_val.add(accuracy.bad_images)
-            is_best = best is None or _quality(row) > _quality(best[0])
-            if is_best:
-                best = (row, accuracy)
-            trainer.save(run, row, is_best)
-            run.append_metrics(row)
-            display.epoch(row, is_best)
+    try:
+        with Display(console, config.epochs, len(setup.train_loader)) as display:
+            for epoch in range(1, config.epochs + 1):
+                row, accuracy = trainer.run_epoch(epoch, display.advance)
+                bad_val.add(accuracy.bad_images)
+                is_best = best is None or _quality(row) > _quality(best[0])
+                trainer.save(run, row, is_best)
+                run.append_metrics(row)
+                best = (row, accuracy) if is_best else best
+                display.epoch(row, is_best)
+    except BaseException:
+        if best is None:  # nothing to go on from, which would only be in the way of another try
+            run.discard()
+        raise
     assert best is not None, "a config has at least one epoch"
     best_row, best_accuracy = best
     title = f"{config.model} on {setup.data.name}"
-    run.write_picture(run.curves, draw_curves(run.read_metrics(), int(best_row["epoch"]), title))
-    run.write_picture(run.confusion, draw_confusion(best_accuracy.confusion, setup.data.classes, title))
+    write_figure(run.curves, draw_curves(run.read_metrics(), int(best_row["epoch"]), title))
+    write_figure(run.confusion, draw_confusion(best_accuracy.confusion, setup.data.classes, title))
     summary = _summarise(setup, best_row, row, {"train": bad_train.names, "val": bad_val.names})
     summary["seconds"] = round(time.perf_counter() - started, 2)
     run.write_summary(summary)
@@ -222,7 +227,7 @@ class _StepLog:
             if not math.isfinite(loss):
                 raise UserError(
                     f"loss is {loss} in epoch {self._epoch}, step {self._steps} (lr {lr:.3g});"
-                    " lower --lr, or set --clip-grad 1; the checkpoints of earlier epochs are kept"
+                    " lower --lr, or set --clip-grad 1; the checkpoints of finished epochs are kept"
                 )
             self._sum += loss * images
             self.images += images

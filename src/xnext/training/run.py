@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from xnext._files import make_folder, write_atomic, write_error
 from xnext.errors import UserError
 
-_HEADER = "# What this run was told. Run it again: xnext train --config THIS_FILE --output ANOTHER_FOLDER\n"
+_HEADER = """\
+# What this run was told. Run it again: xnext train --config THIS_FILE --output ANOTHER_FOLDER
+# lr and warmup_epochs are written out; for other epochs or another batch size, remove them to have them
+# derived anew.
+"""
 
 
 class Run:
@@ -42,6 +45,7 @@ class Run:
         self.best = path / "checkpoints" / "best.safetensors"
         self.last = path / "checkpoints" / "last.safetensors"
         self.last_state = path / "checkpoints" / "last.optimizer.pt"
+        self._made_folder = False
         self.curves = path / "curves.png"
         self.confusion = path / "confusion.png"
 
@@ -68,14 +72,20 @@ class Run:
         """
         require_free(path)
         run = cls(path)
-        existed = path.exists()
+        run._made_folder = not path.exists()
         try:
             make_folder(run.best.parent)
             write_atomic(run.config, (_HEADER + config_yaml).encode())
         except UserError:
-            shutil.rmtree(run.best.parent if existed else path, ignore_errors=True)
+            run.discard()
             raise
         return run
+
+    def discard(self) -> None:
+        """Remove all that the run has written, and its folder unless it was there before."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if not self._made_folder:
+            self.path.mkdir(exist_ok=True)
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
         """Add one epoch to `metrics.jsonl`."""
@@ -98,12 +108,6 @@ class Run:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(self.last_state, buffer.getvalue())
-
-    def write_picture(self, path: Path, figure: Figure) -> None:
-        """Draw a figure into a PNG of the run."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        write_atomic(path, buffer.getvalue())
 
 
 def require_free(path: Path) -> None:

@@ -27,7 +27,8 @@ from xnext.data import (
 )
 from xnext.errors import UserError
 from xnext.evaluation.complexity import check_image_size, count_macs, count_parameters
-from xnext.models import LoadReport, create_model, load_checkpoint
+from xnext.models import LoadReport, load_checkpoint
+from xnext.models._registry import create_variant
 from xnext.training.bad_images import check_bad_images
 from xnext.training.config import TrainConfig
 from xnext.training.run import Run
@@ -83,12 +84,12 @@ def prepare(config: TrainConfig) -> Setup:
     accelerator = build_accelerator(config)
     data = load_data(config.data, seed=config.seed)
     set_seed(config.seed)  # here, so that the first weights do not depend on how the data were read
-    model = create_model(
+    model = create_variant(
         config.model,
+        config.model_args,
         num_classes=len(data.classes),
         drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
-        **config.model_args,
     )
     preprocessing = Preprocessing.for_model(model, config.image_size)
     check_image_size(model, preprocessing.image_size, config.model)
