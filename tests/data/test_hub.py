@@ -56,6 +56,15 @@ def test_local_folder_of_parquet(folder):
     assert sorted(folder.rglob("*")) == before
 
 
+def test_progress_is_drawn_in_a_terminal_alone(folder, capfd, monkeypatch):
+    load_data(f"hf:{folder}")
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    load_data(f"hf:{folder}?train=data/train-00001*")
+    assert "Generating" in capfd.readouterr().err
+
+
 def test_one_shard_of_train_and_all_of_test(folder):
     data = load_data(f"hf:{folder}?train=data/train-00001*")
     assert data.train.labels.tolist() == [0, 1]

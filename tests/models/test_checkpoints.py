@@ -368,3 +368,11 @@ def test_metadata_is_json(tmp_path):
     save_checkpoint(path, debug(), model_name="m", model_args={}, classes=("a",), preprocessing={})
     with safetensors.safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["xnext"])["version"] == xnext.__version__
+
+
+def test_pickles_of_a_newer_protocol_are_refused_in_one_line(tmp_path, recwarn):
+    path = tmp_path / "weights.pth"
+    torch.save(debug().state_dict(), path, pickle_protocol=5)
+    with pytest.raises(CheckpointError, match=r"weights\.pth .*save its state dict"):
+        xnext.load_checkpoint(debug(), path)
+    assert not recwarn

@@ -1,6 +1,6 @@
 """Hugging Face datasets: of the hub, or a local folder that needs no network."""
 
-import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xnext._hub import hub_access
 from xnext.data._sources import HubSource, ImageData, check_same_classes, hold_out, user_path
 from xnext.errors import UserError, shorten, suggest
 
@@ -61,7 +62,7 @@ def _load_parts(spec: str, target: str, options: dict[str, str]) -> list[Any]:
         return splits[choice]()
 
     try:
-        with _quiet():
+        with hub_access(), _bars_in_a_terminal():
             splits = _find_splits(target, config)
             train = part(options.get("train", "train"))
             val = options.get("val") or next((name for name in _VAL_SPLITS if name in splits), None)
@@ -87,15 +88,18 @@ def _find_splits(target: str, config: str | None) -> dict[str, Callable[[], Any]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the hub client's remarks on missing dataset cards and on each retry."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _bars_in_a_terminal() -> Iterator[None]:
+    """Let the library draw its progress where somebody may look at it, and not into files and pipes."""
+    import datasets
+
+    hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if hide:
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        if hide:
+            datasets.enable_progress_bars()
 
 
 def _image_column(spec: str, features: dict[str, Any], choice: str | None) -> str:

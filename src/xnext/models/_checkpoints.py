@@ -193,9 +193,14 @@ def read_weights(path: Path) -> tuple[str, dict[str, Tensor]]:
                 f"{path} is refused: it needs {needs[1]}, and unpickling more than tensors could run code; "
                 "save its state dict alone"
             ) from error
-        raise CheckpointError(f"{path} is damaged or no PyTorch file; fetch it again") from error
+        raise CheckpointError(
+            f"{path} is damaged, or pickled in a way that cannot be read safely; fetch it again, or save its "
+            "state dict with torch.save or safetensors"
+        ) from error
     except Exception as error:  # what damaged bytes lead the readers to is without bounds
-        raise CheckpointError(f"{path} is damaged or no weight file: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"{path} is damaged or no weight file ({type(error).__name__}: {_first_line(error)})"
+        ) from error
     return _to_our_layout(content, str(path))
 
 

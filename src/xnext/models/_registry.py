@@ -4,6 +4,7 @@ import fnmatch
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.models import _registry as timm_registry
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
+from xnext._hub import hub_access
 from xnext.errors import UserError, suggest
 from xnext.models._checkpoints import convert_state_dict
 from xnext.models._config import ConfigError, UnknownOptionError
@@ -95,13 +97,14 @@ def _entry_point(name: str, network: type[nn.Module], config: Any, options: tupl
         if pretrained:
             _check_published(name, kwargs)
         try:
-            return build_model_with_cfg(
-                network, name, pretrained,
-                model_cfg=variant,
-                pretrained_filter_fn=convert_state_dict,
-                feature_cfg=feature_cfg,
-                **kwargs,
-            )  # fmt: skip
+            with hub_access() if pretrained else nullcontext():
+                return build_model_with_cfg(
+                    network, name, pretrained,
+                    model_cfg=variant,
+                    pretrained_filter_fn=convert_state_dict,
+                    feature_cfg=feature_cfg,
+                    **kwargs,
+                )  # fmt: skip
         except _DOWNLOAD_ERRORS as error:
             raise _download_error(name, kwargs, error) from error
 
