@@ -5,7 +5,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from xnext.errors import UserError
+from xnext.errors import UserError, suggest
 
 _NAMES: Mapping[Any, str] = {
     bool: "true or false",
@@ -34,7 +34,8 @@ def check_types(config: Any, error: type[UserError] = UserError) -> None:
             value = tuple(value)
             object.__setattr__(config, name, value)
         if not _has_type(value, hints[name]):
-            raise error(f"{name} must be {describe_type(hints[name])}, not {value!r}")
+            hint = suggest(value, _choices(hints[name])) if isinstance(value, str) else ""
+            raise error(f"{name} must be {describe_type(hints[name])}, not {value!r}{hint and '.' + hint}")
 
 
 def describe_type(hint: Any) -> str:
@@ -49,15 +50,22 @@ def describe_type(hint: Any) -> str:
     return _NAMES.get(get_origin(hint) or hint, "of another type")
 
 
+def _choices(hint: Any) -> list[str]:
+    """Return the words that a type allows, wherever they stand in it."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [word for part in get_args(hint) for word in _choices(part)]
+
+
 def _has_type(value: Any, hint: Any) -> bool:
-    """Tell whether a value has a field's type; which of several choices it is, is checked elsewhere."""
+    """Tell whether a value has a field's type; a whole number is a number, but neither is true or false."""
     origin = get_origin(hint)
     if hint is Any:
         return True
     if origin in (Union, UnionType):
         return any(_has_type(value, part) for part in get_args(hint))
     if origin is Literal:
-        return isinstance(value, str)
+        return isinstance(value, str) and value in get_args(hint)
     if origin is tuple:
         return isinstance(value, tuple) and all(_has_type(item, get_args(hint)[0]) for item in value)
     if origin is dict:

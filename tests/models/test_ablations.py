@@ -222,7 +222,11 @@ def test_output_stride_is_timms(output_stride):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("xception_debug", {"act": "gelo"}, r"act='gelo' is not one of relu, gelu.*'gelu'"),
+        (
+            "xception_debug",
+            {"act": "gelo"},
+            "act must be one of relu, gelu, elu, celu, not 'gelo'. Did you mean 'gelu'",
+        ),
         ("xception_debug", {"middle_kernel_size": 4}, "middle_kernel_size=4 is not an odd"),
         ("xception_debug", {"entry_dims": ()}, "entry_dims"),
         ("xception_debug", {"entry_acts": (2,)}, "entry_acts=2"),
@@ -230,7 +234,11 @@ def test_output_stride_is_timms(output_stride):
         ("nexception_tp_debug", {"depths": (1, 2)}, "dims"),
         ("inceptionnext_debug", {"branch_ratio": 0.5}, "branch_ratio=0.5"),
         ("inceptionnext_debug", {"branch_ratio": 1e-3}, "branch_ratio"),
-        ("inceptionnext_debug", {"branches": ("diagonal",)}, "diagonal"),
+        (
+            "inceptionnext_debug",
+            {"branches": ("diagonal",)},
+            "branches must be a list of one of square, .*'diagonal'",
+        ),
         ("inceptionnext_debug", {"mixer": "attention", "num_heads": 5}, "num_heads=5"),
         ("inceptionnext_debug", {"bands": "sequential", "branches": ("square",)}, "sequential"),
         ("inceptionnext_debug", {"output_stride": 7}, "output_stride=7"),

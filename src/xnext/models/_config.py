@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError
 
 
 class ConfigError(UserError, ValueError):
@@ -18,15 +18,22 @@ def check_choice(field: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise a ``ConfigError`` unless ``value`` is one of ``choices``."""
     choices = list(choices)
     if value not in choices:
-        names = ", ".join(map(str, choices))
-        hint = suggest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
-        raise ConfigError(f"{field}={value!r} is not one of {names}.{hint}")
+        raise ConfigError(f"{field}={value!r} is not one of {', '.join(map(str, choices))}")
 
 
 def check_odd(field: str, value: int) -> None:
     """Raise a ``ConfigError`` unless ``value`` is an odd kernel size, which alone keeps the image size."""
     if value < 1 or value % 2 == 0:
         raise ConfigError(f"{field}={value!r} is not an odd kernel size")
+
+
+def check_stages(config: Any, *names: str) -> None:
+    """Raise a ``ConfigError`` unless each named field has a positive value a stage, as ``depths`` has."""
+    for name in names:
+        values = getattr(config, name)
+        check_positive(name, values)
+        if len(values) != len(config.depths):
+            raise ConfigError(f"{name}={values!r} must have a value a stage, {len(config.depths)}")
 
 
 def check_positive(field: str, value: int | tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from xnext._types import check_types
-from xnext.models._config import ConfigError, check_choice, check_odd, check_positive
+from xnext.models._config import ConfigError, check_choice, check_odd, check_positive, check_stages
 from xnext.models._network import Network, build_pyramid
 from xnext.models._registry import register_variants, weights
 from xnext.models.layers import ACTIVATIONS, NORMS, ClassifierHead
@@ -43,7 +43,7 @@ class MetaNeXtConfig:
     """Kernel side of the Inception mixer's square branch."""
     band_kernel_size: int = 11
     """Length of the Inception mixer's 1xk and kx1 kernels."""
-    branches: tuple[str, ...] = ("square", "horizontal", "vertical")
+    branches: tuple[Literal["square", "horizontal", "vertical"], ...] = ("square", "horizontal", "vertical")
     """Branches of the Inception mixer that convolve; the channels of the others pass unchanged."""
     bands: Literal["parallel", "sequential"] = "parallel"
     """Whether the two bands have channels of their own, or the same channels pass one after the other."""
@@ -69,23 +69,11 @@ class MetaNeXtConfig:
 
     def __post_init__(self) -> None:
         check_types(self, ConfigError)
-        check_choice("mixer", self.mixer, MIXERS)
-        check_choice("bands", self.bands, ("parallel", "sequential"))
-        check_choice("norm", self.norm, NORMS)
-        check_choice("act", self.act, ACTIVATIONS)
-        check_choice("head", self.head, ("mlp", "norm"))
         if not 0 <= self.layer_scale < math.inf:
             raise ConfigError(f"layer_scale={self.layer_scale!r} must be 0, for no scale, or more")
-        for branch in self.branches:
-            check_choice("branches", branch, ("square", "horizontal", "vertical"))
         for field in ("kernel_size", "square_kernel_size", "band_kernel_size"):
             check_odd(field, getattr(self, field))
-        for field in ("depths", "dims", "strides", "mlp_ratios"):
-            check_positive(field, getattr(self, field))
-            if len(getattr(self, field)) != len(self.depths):
-                raise ConfigError(
-                    f"{field}={getattr(self, field)!r} must have a value a stage, {len(self.depths)}"
-                )
+        check_stages(self, "depths", "dims", "strides", "mlp_ratios")
         most = 1 / 3 if self.mixer == "inception" else 1
         if not 0 < self.branch_ratio <= most or int(min(self.dims) * self.branch_ratio) < 1:
             raise ConfigError(

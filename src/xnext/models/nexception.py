@@ -12,10 +12,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from xnext._types import check_types
-from xnext.models._config import ConfigError, check_choice, check_odd, check_positive
+from xnext.models._config import ConfigError, check_choice, check_odd, check_positive, check_stages
 from xnext.models._network import Network, build_pyramid
 from xnext.models._registry import register_variants, weights
-from xnext.models.layers import ACTIVATIONS, NORMS, ClassifierHead, SeparableBlock
+from xnext.models.layers import NORMS, ClassifierHead, SeparableBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,9 @@ class NexceptionPyramidConfig:
 
     def __post_init__(self) -> None:
         check_types(self, ConfigError)
-        check_choice("act", self.act, ACTIVATIONS)
-        check_choice("norm", self.norm, NORMS)
         check_odd("kernel_size", self.kernel_size)
         check_positive("expansion", self.expansion)
-        for field in ("depths", "dims", "strides"):
-            check_positive(field, getattr(self, field))
-            if len(getattr(self, field)) != len(self.depths):
-                raise ConfigError(
-                    f"{field}={getattr(self, field)!r} must have a value a stage, {len(self.depths)}"
-                )
+        check_stages(self, "depths", "dims", "strides")
         for position in (*self.acts, *self.norms):
             check_choice("acts and norms", position, range(3))
 

@@ -19,7 +19,7 @@ from xnext._types import check_types
 from xnext.models._config import ConfigError, check_choice, check_odd, check_positive
 from xnext.models._network import Network, Stage
 from xnext.models._registry import register_variants, weights
-from xnext.models.layers import ACTIVATIONS, NORMS, POOLS, ClassifierHead, SeparableBlock, SeparableConv2d
+from xnext.models.layers import ACTIVATIONS, NORMS, ClassifierHead, SeparableBlock, SeparableConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +89,6 @@ class XceptionConfig:
 
     def __post_init__(self) -> None:
         check_types(self, ConfigError)
-        check_choice("stem", self.stem, STEMS)
-        check_choice("middle_block", self.middle_block, MIDDLE_WIDTHS)
-        check_choice("pool", self.pool, POOLS)
-        check_choice("act", self.act, ACTIVATIONS)
-        check_choice("norm", self.norm, NORMS)
-        check_choice("inner_act", self.inner_act, (None, "relu", "elu"))
-        check_choice("init", self.init, ("torch", "kaiming"))
         for field in ("entry_kernel_size", "middle_kernel_size", "tail_kernel_size"):
             check_odd(field, getattr(self, field))
         for field in ("stem_dims", "entry_dims", "tail_dims"):

@@ -225,9 +225,10 @@ class _StepLog:
         for loss, (_, images, lr) in zip(losses, self._unread, strict=True):
             self._steps += 1
             if not math.isfinite(loss):
+                kept = "; the checkpoints of finished epochs are kept" if self._epoch > 1 else ""
                 raise UserError(
                     f"loss is {loss} in epoch {self._epoch}, step {self._steps} (lr {lr:.3g});"
-                    " lower --lr, or set --clip-grad 1; the checkpoints of finished epochs are kept"
+                    f" lower --lr, or set --clip-grad 1{kept}"
                 )
             self._sum += loss * images
             self.images += images
