@@ -212,9 +212,10 @@ def test_output_stride_is_timms(output_stride):
     xnext.load_checkpoint(ours, theirs.state_dict())
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        for a, b in zip(
-            ours.forward_intermediates(image)[1], theirs.forward_intermediates(image)[1], strict=True
-        ):
+        expected = theirs.forward_intermediates(image)[1]
+        if expected[-1].shape[2] != 64 // output_stride:
+            pytest.skip("older releases of timm lose a row where they dilate")
+        for a, b in zip(ours.forward_intermediates(image)[1], expected, strict=True):
             torch.testing.assert_close(a, b)
     assert ours.feature_info[-1]["reduction"] == output_stride
 

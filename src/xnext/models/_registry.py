@@ -106,6 +106,8 @@ def _entry_point(name: str, network: type[nn.Module], config: Any, options: tupl
                     **kwargs,
                 )  # fmt: skip
         except _DOWNLOAD_ERRORS as error:
+            if not pretrained:
+                raise
             raise _download_error(name, kwargs, error) from error
 
     entry_point.__name__ = entry_point.__qualname__ = name
@@ -131,7 +133,8 @@ def _check_levels(name: str, levels: int, chosen: int | Sequence[int] | None) ->
 
 
 # The hub raises the second for an answer, the first for none; a file that cannot be read is the first too.
-_DOWNLOAD_ERRORS = (OSError, HfHubHTTPError)
+# The third is timm's where it cannot use the installed hub client, and PyTorch's for weights that do not fit.
+_DOWNLOAD_ERRORS = (OSError, HfHubHTTPError, RuntimeError)
 
 
 def _source(name: str, kwargs: Mapping[str, Any]) -> Any:
@@ -153,7 +156,7 @@ def _check_published(name: str, kwargs: Mapping[str, Any]) -> None:
 def _download_error(name: str, kwargs: Mapping[str, Any], error: Exception) -> UserError:
     source = _source(name, kwargs)
     if source.file:
-        return UserError(f"cannot read {source.file}: {error}")
+        return UserError(f"cannot load {source.file}: {error}")
     url = source.url
     if source.hf_hub_id:
         url = f"https://huggingface.co/{source.hf_hub_id}/resolve/main/model.safetensors"
