@@ -23,7 +23,8 @@ PIXELS = 256  # their side; they come as 8 x 8
 
 def demo() -> int:
     run = free_folder(Path("runs/demo"))
-    command("train", "--model", "nexception_debug", "--data", "digits", "--epochs", "15", "--output", run)
+    training = ["--model", "nexception_debug", "--data", "digits", "--epochs", "20", "--batch-size", "64"]
+    command("train", *training, "--output", run)
     command("evaluate", run)
 
     pictures = run / "pictures"
