@@ -73,7 +73,7 @@ def test_training_leaves_a_run_and_says_what_to_do_next(capsys, colours, tmp_pat
     out = main(
         capsys, "train", "--model", "convnext_debug", "--data", colours, "--output", folder,
         "--image-size", 32, "--epochs", 1, "--batch-size", 16, "--optimizer", "sgd", "--lr", "0.05",
-        "--seed", 3, "--model-args", '{"kernel_size": 5}', "--warmup-epochs", "0",
+        "--seed", 3, "--model-args", '{"kernel_size": 5}', "--warmup", "0",
     )  # fmt: skip
     assert f"next: xnext evaluate {folder}" in out
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -121,7 +121,11 @@ def test_the_config_of_a_run_gives_the_same_config(capsys, trained, run, tmp_pat
 def test_every_field_of_the_config_is_an_option(capsys, trained, tmp_path):
     values = {
         "model": "a", "data": "b", "output": "c", "epochs": 5, "image_size": 33, "batch_size": 6,
-        "optimizer": "sgd", "lr": 0.5, "weight_decay": 0.25, "warmup_epochs": 1.5, "clip_grad": 2.0,
+        "optimizer": "sgd", "lr": 0.5, "weight_decay": 0.25, "warmup": "15 steps", "clip_grad": 2.0,
+        "device_batch_size": 3, "momentum": 0.8, "opt_eps": 1e-3, "opt_betas": [0.8, 0.9], "layer_decay": 0.7,
+        "schedule": "step", "min_lr": 1e-5, "decay_rate": 0.3, "decay_every": 2.0, "warmup_lr": 1e-4,
+        "loss": "bce", "bce_threshold": 0.25, "auto_augment": "rand-m3", "random_erasing": 0.2,
+        "color_jitter": 0.1, "repeats": 2, "crop_pct": 0.9,
         "label_smoothing": 0.2, "mixup": 0.1, "cutmix": 0.3, "augment": "strong", "drop_rate": 0.4,
         "drop_path_rate": 0.6,
         "model_ema": 0.99, "seed": 9, "checkpoint": "d.pth", "model_args": {"ratio": [1, 2]}, "workers": 3,

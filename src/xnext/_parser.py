@@ -117,8 +117,12 @@ class Parser(ArgumentParser):
 class ConfigFile(ActionConfigFile):
     """Reads a YAML file of options; what is wrong with it is told with its name and the nearest keys."""
 
+    def find(self, option: str | None, value: str) -> Path:
+        """Return the file that the value of an option stands for."""
+        return Path(value)
+
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        path = Path(values)
+        path = self.find(option_string, values)
         known = [action.dest for action in parser._actions if action.dest not in ("help", self.dest)]
         content = read_yaml(path)
         for key in content:
@@ -153,18 +157,17 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def config_first(words: Sequence[str]) -> list[str]:
-    """Move `--config FILE` to the front of a verb's words, so that flags win over it wherever it stands."""
+    """Move `--recipe NAME` and then `--config FILE` to the front of a verb's words: flags win over both."""
     rest: list[str] = []
-    configs: list[str] = []
+    first: dict[str, list[str]] = {"--recipe": [], "--config": []}
     remaining = iter(words)
     for word in remaining:
-        if word == "--config":
-            configs += [word, *itertools.islice(remaining, 1)]
-        elif word.startswith("--config="):
-            configs.append(word)
-        else:
+        option, equals, _ = word.partition("=")
+        if option not in first:
             rest.append(word)
-    return [*rest[:1], *configs, *rest[1:]]
+        else:
+            first[option] += [word] if equals else [word, *itertools.islice(remaining, 1)]
+    return [*rest[:1], *first["--recipe"], *first["--config"], *rest[1:]]
 
 
 def _metavar(hint: Any) -> str:

@@ -1,5 +1,6 @@
 """The `xnext` command: train, evaluate, predict, explain, list; one thin function a verb."""
 
+import dataclasses
 import json
 import os
 import re
@@ -34,6 +35,7 @@ from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.evaluation.predict import Classifier, load_classifier, predict
 from xnext.models import create_model, list_models
 from xnext.training import Run, TrainConfig, train
+from xnext.training.recipes import find_recipe, list_recipes
 
 _MISTAKE = 2
 _INTERRUPTED = 128 + 2  # as a shell reports a process that SIGINT ended
@@ -119,9 +121,17 @@ def _at_least(arguments: Namespace, name: str, least: int) -> int:
 def _train_options(parser: Parser) -> None:
     parser.add_options(TrainConfig, data="SPEC", output="RUN", checkpoint="FILE")
     parser.add_argument(
-        "--config", action=ConfigFile, metavar="FILE",
-        help="YAML file of these options (a run's config.yaml is one); flags win over it.",
+        "--config", "--recipe", action=_Options, metavar="FILE|NAME",
+        help="YAML file of these options (a run's config.yaml is one), or the name of a recipe that "
+        "`xnext recipes` lists; flags win over both, and FILE over NAME.",
     )  # fmt: skip
+
+
+class _Options(ConfigFile):
+    """A file of options, given by its path or as a recipe by its name."""
+
+    def find(self, option: str | None, value: str) -> Path:
+        return find_recipe(value).path if option == "--recipe" else Path(value)
 
 
 def _train(arguments: Namespace) -> int:
@@ -357,6 +367,28 @@ def _describe_model(name: str) -> dict[str, Any]:
     }
 
 
+# --- recipes -----------------------------------------------------------------------------------------------
+
+
+def _recipes_options(parser: Parser) -> None:
+    parser.add_argument("name", type=str | None, nargs="?", metavar="NAME", help="Recipe to print in full.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON list and nothing else.")
+
+
+def _recipes(arguments: Namespace) -> int:
+    recipes = list_recipes() if arguments.name is None else (find_recipe(arguments.name),)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(recipe) | {"path": str(recipe.path)} for recipe in recipes]))
+    elif arguments.name is not None:
+        print(recipes[0].path.read_text(encoding="utf-8"), end="")
+    else:
+        table = _table("recipe", "what", "accuracy", "source")
+        for recipe in recipes:
+            table.add_row(recipe.name, recipe.title, recipe.accuracy, recipe.source)
+        _print_table(table)
+    return 0
+
+
 class _Verb(NamedTuple):
     """What a command does, in a line; its options; its code; an example of its use."""
 
@@ -372,6 +404,7 @@ _VERBS = {
         (
             "xnext train --model nexception_debug --data digits --output runs/digits",
             "xnext train --config runs/digits/config.yaml --lr 1e-3 --output runs/digits-lr1e-3",
+            "xnext train --recipe inceptionnext_tiny --data imagenet/ --output runs/tiny",
         ),
     ),
     "evaluate": _Verb(
@@ -390,6 +423,10 @@ _VERBS = {
     "cam": _Verb(
         "Draw where the network looks: class-activation maps.", _cam_options, _cam,
         ("xnext cam seven.png --checkpoint runs/digits --output seven-map.png",),
+    ),
+    "recipes": _Verb(
+        "List the trainings that come with the package, or print one.", _recipes_options, _recipes,
+        ("xnext recipes inceptionnext_tiny",),
     ),
     "models": _Verb(
         "List the networks with their size.", _models_options, _models,

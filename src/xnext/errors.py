@@ -13,7 +13,9 @@ class UserError(Exception):
 
 def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return `` Did you mean …?`` with the candidates nearest to ``name``, or an empty string."""
-    near = difflib.get_close_matches(name, list(dict.fromkeys(candidates)), n=3, cutoff=0.6)
+    names = list(dict.fromkeys(candidates))
+    longer = [other for other in names if len(name) > 2 and other.startswith(name)]
+    near = list(dict.fromkeys(longer + difflib.get_close_matches(name, names, n=3, cutoff=0.6)))[:3]
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -135,6 +135,14 @@ def epoch_labels(loader):
     return [labels.tolist() for _, labels, _ in loader]
 
 
+@pytest.mark.parametrize(("length", "repeats"), [(10, 3), (7, 7), (5, 9), (12, 1)])
+def test_repeated_pictures_follow_each_other_in_an_epoch_of_the_same_length(length, repeats):
+    order = list(EpochSampler(length, seed=0, repeats=repeats))
+    assert len(order) == length
+    assert len(set(order)) == -(-length // repeats)
+    assert order == sorted(order, key=order.index)
+
+
 def test_loader_shuffles_only_when_asked_and_keeps_a_lone_small_batch():
     dataset = ImageDataset(CountingSource(10), EVAL, training=True)
     assert list(chain(*epoch_labels(build_loader(dataset, batch_size=4)))) == list(range(10))

@@ -120,7 +120,7 @@ def left_half_is_red(shown) -> bool:
     return bool(shown[0, :, :8].mean() > shown[0, :, -8:].mean())
 
 
-@pytest.mark.parametrize("augment", ["light", "strong"])
+@pytest.mark.parametrize("augment", ["flip", "light", "strong"])
 def test_mirroring_follows_the_data(augment):
     torch.manual_seed(0)
     image = Image.new("RGB", (32, 32), "black")
@@ -137,7 +137,9 @@ def test_mirroring_follows_the_data(augment):
             assert {left_half_is_red(transform(image)) for _ in range(40)} == expected
 
 
-@pytest.mark.parametrize(("augment", "scale"), [("light", (0.6, 1.0)), ("strong", (0.08, 1.0))])
+@pytest.mark.parametrize(
+    ("augment", "scale"), [("light", (0.6, 1.0)), ("strong", (0.08, 1.0)), ("flip", (0.08, 1.0))]
+)
 def test_photographs_are_cropped_at_random(augment, scale):
     crop = build_train_transform(preprocessing(224), augment, True).transforms[0]
     assert crop.scale == scale
@@ -166,6 +168,36 @@ def test_strong_changes_more_than_light():
         for a in ("light", "strong")
     }
     assert names["strong"] - names["light"] == {"RandAugment", "RandomErasing"}
+
+
+def test_a_degree_can_be_changed_in_part():
+    def steps(augment, **changes):
+        chosen = build_train_transform(preprocessing(size=224), augment, True, **changes).transforms
+        return {type(step).__name__: step for step in chosen}
+
+    assert {"RandAugment", "RandomErasing"} <= steps("strong").keys()
+    assert not {"RandAugment", "RandomErasing", "ColorJitter"} & steps("flip").keys()
+    assert steps("strong", re_prob=0.5)["RandomErasing"].probability == 0.5
+    assert "RandomErasing" not in steps("strong", re_prob=0.0)
+    changed = steps("flip", auto_augment="rand-m7-n3", color_jitter=None)
+    assert changed["RandAugment"].num_layers == 3
+    assert "ColorJitter" in steps("flip", color_jitter=0.4)
+
+
+def test_a_policy_that_does_not_exist():
+    with pytest.raises(UserError, match="auto_augment 'random' is no policy"):
+        build_train_transform(preprocessing(), "flip", mirror=True, auto_augment="random")
+
+
+def test_nothing_changes_no_augmentation():
+    with pytest.raises(UserError, match="augment none cannot have re_prob"):
+        build_train_transform(preprocessing(), "none", mirror=True, re_prob=0.1)
+
+
+def test_a_crop_may_be_asked_for():
+    model = timm.create_model("inceptionnext_atto", num_classes=2)
+    assert Preprocessing.for_model(model, 32).crop_pct == 1.0
+    assert Preprocessing.for_model(model, 32, crop_pct=0.5).crop_pct == 0.5
 
 
 def test_unknown_augmentation():

@@ -156,9 +156,9 @@ def test_size_too_small_for_the_network_names_the_smallest(config):
 def test_loss_that_is_not_finite_stops_and_keeps_earlier_checkpoints(config, monkeypatch):
     whole, calls = Classification.loss, []
 
-    def loss(self, model, images, labels):
+    def loss(self, logits, targets):
         calls.append(1)
-        value = whole(self, model, images, labels)
+        value = whole(self, logits, targets)
         return value * float("inf") if len(calls) == 4 else value
 
     monkeypatch.setattr(Classification, "loss", loss)
@@ -281,7 +281,7 @@ def test_too_many_unreadable_images_stop_a_run_that_meets_them_later(config, tmp
 
 def start(config, **changes):
     """Weights after one epoch of plain SGD without warm-up."""
-    quick = {"optimizer": "sgd", "lr": 0.1, "warmup_epochs": 0.0, "epochs": 1, "weight_decay": 0.0}
+    quick = {"optimizer": "sgd", "lr": 0.1, "warmup": 0.0, "epochs": 1, "weight_decay": 0.0}
     chosen = config(**quick | changes)
     train(chosen)
     return load_file(Run(chosen.output).last)
@@ -299,6 +299,19 @@ def test_clipping_limits_every_step(config, tmp_path):
     clipped = start(config, output=tmp_path / "clipped", clip_grad=0.01)
     # Two steps with Nesterov momentum 0.9 move at most (1.9 + 2.71) times rate times norm.
     assert moved(still, clipped) <= 0.1 * 0.01 * (1.9 + 2.71) < moved(still, free)
+
+
+@pytest.mark.parametrize("blend", [{}, {"mixup": 1.0}])
+def test_a_batch_in_parts_takes_the_same_step(config, tmp_path, blend):
+    """Of convnext, whose norm does not depend on the batch; 33 images leave a part of one."""
+    options = {"model": "convnext_debug", "augment": "none", "seed": 3, **blend}
+    whole = start(config, output=tmp_path / "whole", **options)
+    parts = start(config, output=tmp_path / "parts", device_batch_size=5, **options)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
+    assert measured(Run(tmp_path / "parts"))[0]["train_loss"] == pytest.approx(
+        measured(Run(tmp_path / "whole"))[0]["train_loss"], rel=1e-5
+    )
 
 
 def test_weight_decay_shrinks_the_weights(config, tmp_path):

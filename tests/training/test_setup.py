@@ -1,12 +1,10 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xnext.errors import UserError
-from xnext.training.setup import build_accelerator, build_scheduler, plan_batches, prepare
+from xnext.training.setup import build_accelerator, plan_batches, prepare
 
 
 @given(images=st.integers(2, 5000), half=st.integers(1, 300), odd=st.booleans(), even=st.booleans())
@@ -30,24 +28,43 @@ def test_one_image_is_too_few():
         plan_batches(1, 16, even=False)
 
 
-def test_learning_rate_rises_to_its_peak_and_falls_by_a_cosine(config):
-    resolved = config(epochs=5, lr=0.5, warmup_epochs=1.0).resolve(16)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-    scheduler = build_scheduler(resolved, optimizer, steps=8)
-    rates = []
-    for step in range(40):
-        rates.append(optimizer.param_groups[0]["lr"])
-        scheduler.step_update(step + 1)
-    low = 0.005
-    rise = [low + (0.5 - low) * step / 8 for step in range(8)]
-    fall = [low + (0.5 - low) * (1 + math.cos(math.pi * step / 32)) / 2 for step in range(32)]
-    assert rates == pytest.approx(rise + fall)
+def test_the_optimizer_has_the_values_of_the_config(config):
+    options = {
+        "optimizer": "adamw",
+        "opt_eps": 1e-3,
+        "opt_betas": (0.8, 0.9),
+        "lr": "0.1/64",
+        "batch_size": 16,
+    }
+    optimizer = prepare(config(**options)).optimizer
+    defaults = optimizer.optimizer.defaults
+    assert (defaults["eps"], defaults["betas"], defaults["lr"]) == (1e-3, (0.8, 0.9), pytest.approx(0.05))
+    momentum = prepare(config(optimizer="sgd", momentum=0.5)).optimizer.optimizer.defaults["momentum"]
+    assert momentum == 0.5
 
 
-def test_without_warmup_the_first_rate_is_the_peak(config):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-    build_scheduler(config(lr=0.5, warmup_epochs=0.0).resolve(16), optimizer, steps=4)
-    assert optimizer.param_groups[0]["lr"] == 0.5
+def test_an_option_that_the_optimizer_lacks_is_named(config):
+    with pytest.raises(UserError, match="optimizer sgd has no betas"):
+        prepare(config(optimizer="sgd", opt_betas=(0.9, 0.99)))
+    with pytest.raises(UserError, match="optimizer adamw has no momentum"):
+        prepare(config(optimizer="adamw", momentum=0.9))
+
+
+def test_layer_decay_lowers_the_rate_towards_the_image(config):
+    setup = prepare(config(layer_decay=0.5, warmup=0, lr=1.0))
+    rate = {id(p): group["lr"] for group in setup.optimizer.param_groups for p in group["params"]}
+    model = setup.model
+    stem, first, last, head = (
+        rate[id(p)]
+        for p in (
+            model.stem.conv1.weight,
+            model.stages[0].blocks[0].mlp.fc1.weight,
+            model.stages[3].blocks[0].mlp.fc1.weight,
+            model.head.fc.weight,
+        )
+    )
+    assert stem < first < last < head == 1.0
+    assert first == pytest.approx(2 * stem)
 
 
 def test_norms_biases_and_what_the_network_names_do_not_decay(config):

@@ -11,10 +11,11 @@ from xnext.data._sources import (
     check_same_classes,
     stratified_split,
 )
-from xnext.data._transforms import Preprocessing, build_eval_transform, build_train_transform
+from xnext.data._transforms import Augment, Preprocessing, build_eval_transform, build_train_transform
 
 __all__ = [
     "ArraySource",
+    "Augment",
     "BadImageError",
     "EpochSampler",
     "FileSource",

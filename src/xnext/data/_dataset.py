@@ -102,15 +102,18 @@ class EpochSampler(Sampler[int]):
     """A random order that depends on nothing but (seed, epoch), so that a resumed run repeats it.
 
     Args:
-        length: How many pictures there are.
+        length: How many pictures there are, and how many an epoch has.
         seed: The run's seed.
+        repeats: Times that a picture comes, one after the other, in an epoch (Hoffer et al. 2020); an epoch
+            then sees only one of as many pictures.
 
     Attributes:
         generator: Seeded alike at each ``set_epoch``; the loader seeds its workers from it.
     """
 
-    def __init__(self, length: int, seed: int):
+    def __init__(self, length: int, seed: int, repeats: int = 1):
         self._length = length
+        self._repeats = repeats
         self._seed = seed
         self.generator = torch.Generator()
         self.set_epoch(0)
@@ -126,7 +129,8 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = torch.Generator().manual_seed(self._epoch_seed)
-        return iter(torch.randperm(self._length, generator=order).tolist())
+        places = torch.randperm(self._length, generator=order).repeat_interleave(self._repeats)
+        return iter(places[: self._length].tolist())
 
 
 def build_loader(
@@ -137,6 +141,7 @@ def build_loader(
     seed: int = 0,
     workers: int = 0,
     drop_last: bool = False,
+    repeats: int = 1,
 ) -> DataLoader:
     """Batch a dataset: images float32 ``[B, C, H, W]``, labels int64 ``[B]``, bad indices int64 ``[B]``.
 
@@ -147,8 +152,9 @@ def build_loader(
         seed: Of that order, and of what the workers draw.
         workers: Processes that decode and transform; 0 does it in this one, enough for small cached sets.
         drop_last: Leave out a last batch that is not full, unless it is the only one.
+        repeats: Times that a picture comes in a shuffled epoch, as ``EpochSampler`` says.
     """
-    sampler = EpochSampler(len(dataset), seed) if shuffle else None
+    sampler = EpochSampler(len(dataset), seed, repeats) if shuffle else None
     return DataLoader(
         dataset,
         batch_size=batch_size,

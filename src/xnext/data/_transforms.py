@@ -11,7 +11,7 @@ from torchvision import transforms
 
 from xnext.errors import UserError, suggest
 
-Augment = Literal["none", "light", "strong"]
+Augment = Literal["none", "flip", "light", "strong"]
 Transform = Callable[[Image.Image], Tensor]
 
 _PHOTO_SIZE = 128
@@ -42,7 +42,9 @@ class Preprocessing:
     in_chans: int = 3
 
     @classmethod
-    def for_model(cls, model: nn.Module, image_size: int | None = None) -> "Preprocessing":
+    def for_model(
+        cls, model: nn.Module, image_size: int | None = None, crop_pct: float | None = None
+    ) -> "Preprocessing":
         """Take what the network's ``pretrained_cfg`` asks for.
 
         Its central crop suits photographs at the size it was tuned for, and is kept there. At any other size,
@@ -51,6 +53,7 @@ class Preprocessing:
         Args:
             model: A network with timm's ``pretrained_cfg``.
             image_size: In pixels; by default the network's own.
+            crop_pct: Share of the shorter side that the crop keeps; by default as said.
 
         Raises:
             UserError: The network takes neither 1 nor 3 channels, or the size is not positive.
@@ -74,7 +77,7 @@ class Preprocessing:
             mean=tuple(mean),
             std=tuple(std),
             interpolation=config["interpolation"],
-            crop_pct=config["crop_pct"] if size == own_size >= _PHOTO_SIZE else 1.0,
+            crop_pct=crop_pct or (config["crop_pct"] if size == own_size >= _PHOTO_SIZE else 1.0),
             in_chans=in_chans,
         )
 
@@ -135,43 +138,57 @@ def _evaluation_steps(pre: Preprocessing) -> list[Any]:
     return [_LimitAspect(), *_to_channels(steps.transforms, pre.in_chans)]
 
 
-def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool) -> Transform:
+# What each degree of augmentation asks of timm; None stands for the evaluation's transform.
+_DEGREES: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "flip": {"scale": (0.08, 1.0), "color_jitter": None},
+    "light": {"scale": (0.6, 1.0), "color_jitter": None},
+    "strong": {"scale": (0.08, 1.0), "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25},
+}
+_POLICY_OF_SMALL_IMAGES = "rand-m6-mstd0.5-inc1"
+
+
+def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool, **changes: Any) -> Transform:
     """Return the transform of training, from RGB image to float32 ``[in_chans, image_size, image_size]``.
 
     Args:
         pre: Size, normalisation and resampling.
-        augment: ``none``: as in evaluation. ``light``: a random crop, mirroring. ``strong``: RandAugment and
-            random erasing besides. The crop is 60 to 100 % of the area, with ``strong`` 8 to 100 %; pictures
-            smaller than 128 pixels, which have nothing to spare, are shifted by up to an eighth instead.
+        augment: ``none``: as in evaluation. ``flip``: a random crop of 8 to 100 % of the area, and mirroring.
+            ``light``: the same with 60 to 100 %. ``strong``: ``flip`` with RandAugment and random erasing.
+            Pictures smaller than 128 pixels, which have nothing to spare, are shifted by up to an eighth
+            instead of cropped.
         mirror: Whether a mirrored picture keeps its class.
+        **changes: What of it shall be otherwise, by the names of timm's ``create_transform``; None: nothing.
 
     Raises:
-        UserError: Another value of ``augment``.
+        UserError: Another value of ``augment``, changes of ``none``, or a policy that timm does not know.
     """
-    photo = pre.image_size >= _PHOTO_SIZE
-    choices: dict[str, dict[str, Any]] = {
-        "none": {},
-        "light": {"scale": (0.6, 1.0), "color_jitter": None},
-        "strong": {
-            "scale": (0.08, 1.0),
-            "auto_augment": "rand-m9-mstd0.5-inc1" if photo else "rand-m6-mstd0.5-inc1",
-            "re_prob": 0.25,
-            "re_mode": "pixel",
-        },
-    }
-    if augment not in choices:
-        raise UserError(f"augment {augment!r}: choose {', '.join(choices)}.{suggest(augment, choices)}")
-    if augment == "none":
+    if augment not in _DEGREES:
+        raise UserError(f"augment {augment!r}: choose {', '.join(_DEGREES)}.{suggest(augment, _DEGREES)}")
+    changes = {name: value for name, value in changes.items() if value is not None}
+    degree = _DEGREES[augment]
+    if degree is None:
+        if changes:
+            raise UserError(f"augment none cannot have {', '.join(changes)}; choose --augment flip")
         return build_eval_transform(pre)
-    steps = create_transform(
-        (pre.in_chans, pre.image_size, pre.image_size),
-        is_training=True,
-        hflip=0.5 if mirror else 0.0,
-        interpolation=pre.interpolation,
-        mean=pre.mean,
-        std=pre.std,
-        **choices[augment],
-    )
+    photo = pre.image_size >= _PHOTO_SIZE
+    if "auto_augment" in degree and not photo:
+        degree = degree | {"auto_augment": _POLICY_OF_SMALL_IMAGES}
+    try:
+        steps = create_transform(
+            (pre.in_chans, pre.image_size, pre.image_size),
+            is_training=True,
+            hflip=0.5 if mirror else 0.0,
+            interpolation=pre.interpolation,
+            mean=pre.mean,
+            std=pre.std,
+            re_mode="pixel",
+            **degree | changes,
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(
+            f"auto_augment {changes.get('auto_augment')!r} is no policy of timm's: {error}"
+        ) from error
     crop, *others = steps.transforms
     shift = transforms.RandomCrop(pre.image_size, padding=pre.image_size // 8)
     first = [crop] if photo else [*_evaluation_steps(pre)[:_TO_SQUARE], shift]

@@ -11,18 +11,12 @@ import yaml
 from timm.optim import list_optimizers
 
 from xnext._types import check_types
+from xnext.data import Augment
 from xnext.errors import UserError, suggest
+from xnext.training.schedule import LEARNING_RATES, learning_rate, parse_duration, parse_rate
 
-# Learning rate for a batch of 256 images, and the power of (batch size / 256) that it grows with. SGD follows
-# the linear rule of Goyal et al. 2017; the adaptive optimisers the square-root rule of Krizhevsky 2014.
-LEARNING_RATES: dict[str, tuple[float, float]] = {
-    "sgd": (0.1, 1.0),
-    "adam": (2e-3, 0.5),
-    "adamw": (4e-3, 0.5),
-    "nadamw": (4e-3, 0.5),
-    "lamb": (1e-2, 0.5),
-    "lion": (4e-4, 0.5),
-}
+# The learning rate starts and ends at this share of its peak, unless told otherwise.
+_LOWEST = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +30,33 @@ class TrainConfig:
         epochs: Passes over the training images.
         image_size: Side of the square input in pixels; None: the size the network was made for.
         batch_size: Images a training step, over all processes.
+        device_batch_size: Most images that a device computes at once; None: all of its share of a batch.
         optimizer: Optimiser by its timm name.
-        lr: Peak learning rate; None: a base rate of the optimiser, scaled with the batch size.
+        momentum: Momentum of SGD and RMSprop; None: 0.9.
+        opt_eps: Epsilon of the optimiser; None: its own.
+        opt_betas: Decay rates of the optimiser's averages; None: its own.
+        lr: Peak learning rate; `4e-3/4096` is a rate for batches of 4096, scaled to `batch_size`; None: one
+            that suits the optimiser and the batch size.
         weight_decay: Decay of the weights; norms and biases have none.
-        warmup_epochs: Epochs of linear rise to `lr` before the cosine decay; None: a tenth of `epochs`.
+        layer_decay: Factor of the learning rate from each layer to the one before it; None: all alike.
+        schedule: Course of the learning rate after the warm-up: cosine, step or constant.
+        min_lr: Where the cosine ends; None: a hundredth of `lr`.
+        decay_rate: Factor of the learning rate at each decay of the step schedule.
+        decay_every: Time between two decays, e.g. `2 epochs` or `3e6 samples`.
+        warmup: Time of linear rise to `lr`, e.g. `5 epochs` or `500 steps`; None: a tenth of `epochs`.
+        warmup_lr: Where the rise begins; None: a hundredth of `lr`.
         clip_grad: Largest norm of the whole gradient; None: not clipped.
+        loss: Cross-entropy (ce), or binary cross-entropy of each class (bce).
+        bce_threshold: Above it a blended target counts as 1 for bce, below as 0; None: as blended.
         label_smoothing: Share of the target spread evenly over all classes, 0 to less than 1.
         mixup: Beta distribution's alpha for blending pairs of images; 0: off.
         cutmix: Beta distribution's alpha for pasting a box of another image; 0: off.
-        augment: Random changes of the training images: none, light or strong.
+        augment: Random changes of the training images: none, flip, light or strong.
+        auto_augment: Policy by its timm name, such as rand-m9-mstd0.5-inc1; None: that of `augment`.
+        random_erasing: Probability of erasing a box of the image; None: that of `augment`.
+        color_jitter: Strength of random brightness, contrast and saturation; None: that of `augment`.
+        repeats: Times that an image comes in an epoch, which then has as many images less.
+        crop_pct: Share of the shorter side that is evaluated; None: what the network was made for.
         drop_rate: Dropout before the classifier, 0 to less than 1.
         drop_path_rate: Largest probability of skipping a residual block, 0 to less than 1.
         model_ema: Decay a step of averaged weights, which are then evaluated and saved; 0: off.
@@ -63,15 +75,32 @@ class TrainConfig:
     epochs: int = 30
     image_size: int | None = None
     batch_size: int = 32
+    device_batch_size: int | None = None
     optimizer: str = "adamw"
-    lr: float | None = None
+    momentum: float | None = None
+    opt_eps: float | None = None
+    opt_betas: tuple[float, ...] | None = None
+    lr: float | str | None = None
     weight_decay: float = 0.05
-    warmup_epochs: float | None = None
+    layer_decay: float | None = None
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    min_lr: float | None = None
+    decay_rate: float = 0.94
+    decay_every: float | str = "2 epochs"
+    warmup: float | str | None = None
+    warmup_lr: float | None = None
     clip_grad: float | None = None
+    loss: Literal["ce", "bce"] = "ce"
+    bce_threshold: float | None = None
     label_smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
-    augment: Literal["none", "light", "strong"] = "light"
+    augment: Augment = "light"
+    auto_augment: str | None = None
+    random_erasing: float | None = None
+    color_jitter: float | None = None
+    repeats: int = 1
+    crop_pct: float | None = None
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     model_ema: float = 0.0
@@ -91,10 +120,13 @@ class TrainConfig:
             raise UserError(
                 f"mixup and cutmix pair the images of a batch: batch_size {self.batch_size} must be even"
             )
-        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
-            raise UserError(
-                f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}; lower it"
-            )
+        for name in ("warmup", "decay_every"):
+            try:
+                parse_duration(getattr(self, name) or 0)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+        if self.lr is not None:
+            parse_rate(self.lr)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
@@ -129,17 +161,30 @@ class TrainConfig:
         Raises:
             UserError: There is no learning rate rule for the optimiser.
         """
+        rate = learning_rate(self.optimizer, self.batch_size, self.lr)
         return dataclasses.replace(
             self,
             image_size=image_size,
-            lr=learning_rate(self.optimizer, self.batch_size) if self.lr is None else self.lr,
-            warmup_epochs=self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs,
+            lr=rate,
+            min_lr=_LOWEST * rate if self.min_lr is None else self.min_lr,
+            warmup=f"{self.epochs / 10:g} epochs" if self.warmup is None else self.warmup,
+            warmup_lr=_LOWEST * rate if self.warmup_lr is None else self.warmup_lr,
         )
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate of a resolved config."""
+        assert isinstance(self.lr, float | int), "the config is not resolved"
+        return self.lr
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that YAML and JSON hold; paths stay as they were given."""
-        values = dataclasses.asdict(self)
-        return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+        plain = {Path: str, tuple: list}
+        values = dataclasses.asdict(self).items()
+        kinds = (
+            (key, value, next((k for k in plain if isinstance(value, k)), None)) for key, value in values
+        )
+        return {key: value if kind is None else plain[kind](value) for key, value, kind in kinds}
 
     def to_yaml(self) -> str:
         """Return the config as the YAML that `xnext train --config` takes."""
@@ -151,8 +196,15 @@ class TrainConfig:
             "epochs": (1, math.inf),
             "image_size": (1, math.inf),
             "batch_size": (2, math.inf),
+            "device_batch_size": (1, math.inf),
+            "momentum": (0, 1),
             "weight_decay": (0, math.inf),
-            "warmup_epochs": (0, math.inf),
+            "min_lr": (0, math.inf),
+            "warmup_lr": (0, math.inf),
+            "bce_threshold": (0, 1),
+            "random_erasing": (0, 1),
+            "color_jitter": (0, math.inf),
+            "repeats": (1, math.inf),
             "mixup": (0, math.inf),
             "cutmix": (0, math.inf),
             "seed": (0, 2**32 - 1),
@@ -167,10 +219,18 @@ class TrainConfig:
         for name in ("label_smoothing", "drop_rate", "drop_path_rate", "model_ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
-        for name in ("lr", "clip_grad"):
+        most = {
+            "clip_grad": math.inf,
+            "opt_eps": math.inf,
+            "decay_rate": 1,
+            "layer_decay": 1,
+            "crop_pct": 1,
+        }
+        for name, limit in most.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name} is {value}; it must be more than 0")
+            if value is not None and not (0 < value <= limit and value < math.inf):
+                more = "" if limit == math.inf else f" and at most {limit}"
+                raise UserError(f"{name} is {value}; it must be more than 0{more}")
 
     def _check_optimizer(self) -> None:
         """Raise a ``UserError`` for an optimiser that timm does not have, with the nearest ones."""
@@ -181,18 +241,3 @@ class TrainConfig:
                 or f" There are {', '.join(LEARNING_RATES)} and more of timm's."
             )
             raise UserError(f"optimizer {self.optimizer!r} does not exist.{hint}")
-
-
-def learning_rate(optimizer: str, batch_size: int) -> float:
-    """Return the peak learning rate for an optimiser and the images of a step.
-
-    Raises:
-        UserError: No rule is known for the optimiser, so the user has to give the rate.
-    """
-    if optimizer not in LEARNING_RATES:
-        known = ", ".join(LEARNING_RATES)
-        raise UserError(
-            f"no learning rate rule for optimizer {optimizer!r} (only for {known}); give lr, e.g. --lr 1e-3"
-        )
-    base, power = LEARNING_RATES[optimizer]
-    return base * (batch_size / 256) ** power

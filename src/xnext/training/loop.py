@@ -151,7 +151,7 @@ class Trainer:
         setup.train_loader.set_epoch(epoch)
         for images, labels, unreadable in setup.train_loader:
             self._bad_images.add(unreadable[unreadable >= 0].tolist())
-            lr = setup.optimizer.param_groups[0]["lr"]
+            lr = max(group["lr"] for group in setup.optimizer.param_groups)
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
             loss = self._step(images, labels.to(device, non_blocking=True))
             log.add(loss, len(images), lr)
@@ -159,10 +159,15 @@ class Trainer:
         return log
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Update the weights by one batch and return its loss, detached."""
+        """Update the weights by one batch, in parts that fit the device; return its loss, detached."""
         setup = self._setup
-        loss = setup.task.loss(setup.model, images, labels)
-        setup.accelerator.backward(loss)
+        images, targets = setup.task.blend(images, labels)
+        whole = torch.zeros((), device=images.device)
+        size = setup.config.device_batch_size or len(images)
+        for part, part_targets in zip(images.split(size), targets.split(size), strict=True):
+            loss = setup.task.loss(setup.model(part), part_targets) * (len(part) / len(images))
+            setup.accelerator.backward(loss)
+            whole += loss.detach()
         if setup.config.clip_grad is not None:
             setup.accelerator.clip_grad_norm_(setup.model.parameters(), setup.config.clip_grad)
         setup.optimizer.step()
@@ -171,7 +176,7 @@ class Trainer:
         setup.scheduler.step_update(self._updates)
         if setup.ema is not None:
             setup.ema.update(setup.accelerator.unwrap_model(setup.model), step=self._updates)
-        return loss.detach()
+        return whole
 
     def _state(self, epoch: int) -> dict[str, Any]:
         """Return what continuing needs besides the saved weights, as tensors and plain values."""
@@ -252,7 +257,7 @@ def _announce(console: Console, setup: Setup) -> None:
         f" on {_device_name(setup)}",
         f"{data.name}: {len(data.train)} training and {len(data.val)} held-out images,"
         f" {len(data.classes)} classes",
-        f"{config.optimizer}, learning rate {config.lr:.2g}, batch size {config.batch_size},"
+        f"{config.optimizer}, learning rate {config.peak_lr:.2g}, batch size {config.batch_size},"
         f" epochs {config.epochs} -> {config.output}",
     ]
     if setup.report is not None and setup.report.new_classes is None:  # that case was logged as a warning

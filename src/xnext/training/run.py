@@ -15,7 +15,7 @@ from xnext.errors import UserError
 
 _HEADER = """\
 # What this run was told. Run it again: xnext train --config THIS_FILE --output ANOTHER_FOLDER
-# lr and warmup_epochs are written out; for other epochs or another batch size, remove them to have them
+# Rates and warm-up are written out; for other epochs or another batch size, remove them to have them
 # derived anew.
 """
 

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -32,10 +32,8 @@ from xnext.models._registry import create_variant
 from xnext.training.bad_images import check_bad_images
 from xnext.training.config import TrainConfig
 from xnext.training.run import Run
+from xnext.training.schedule import build_scheduler
 from xnext.training.task import Classification
-
-# The learning rate starts and ends at this share of its peak.
-_LOWEST_LR = 0.01
 
 
 @dataclass(kw_only=True)
@@ -91,14 +89,12 @@ def prepare(config: TrainConfig) -> Setup:
         drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
     )
-    preprocessing = Preprocessing.for_model(model, config.image_size)
+    preprocessing = Preprocessing.for_model(model, config.image_size, config.crop_pct)
     check_image_size(model, preprocessing.image_size, config.model)
     report = load_checkpoint(model, _weights_file(config.checkpoint)) if config.checkpoint else None
     config = config.resolve(preprocessing.image_size)
     train_loader, val_loader = build_loaders(config, *build_datasets(config, data, preprocessing))
-    optimizer = create_optimizer_v2(
-        model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay
-    )
+    optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, len(train_loader))
     params = count_parameters(model)
     macs = count_macs(model, (preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size))
@@ -157,7 +153,14 @@ def build_datasets(
     Raises:
         UserError: Too many training images are known to be unreadable.
     """
-    transform = build_train_transform(preprocessing, config.augment, data.mirror)
+    transform = build_train_transform(
+        preprocessing,
+        config.augment,
+        data.mirror,
+        auto_augment=config.auto_augment,
+        re_prob=config.random_erasing,
+        color_jitter=config.color_jitter,
+    )
     train = ImageDataset(data.train, transform, training=True)
     bad = [data.train.name(index) for index in train.bad_images]
     check_bad_images(bad, len(train), config.max_bad_images)
@@ -180,6 +183,7 @@ def build_loaders(
         seed=config.seed,
         workers=config.workers,
         drop_last=drop_last,
+        repeats=config.repeats,
     )
     return train_loader, build_loader(val, batch_size=config.batch_size, workers=config.workers)
 
@@ -209,25 +213,23 @@ def plan_batches(images: int, batch_size: int, even: bool) -> tuple[int, bool]:
     return batch_size, rest == 1 or (even and rest % 2 == 1)
 
 
-def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps: int) -> Scheduler:
-    """Return the schedule: a linear rise over the warm-up, then a cosine down to the end of the last epoch.
+def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
+    """Return the optimiser of a resolved config over all parameters; norms and biases do not decay.
 
-    Args:
-        config: A resolved config.
-        optimizer: Its learning rates are set, now and after each step.
-        steps: Steps of an epoch.
+    Raises:
+        UserError: The optimiser does not take one of the config's values.
     """
-    assert config.lr is not None and config.warmup_epochs is not None, "the config is not resolved"
-    warmup = int(config.warmup_epochs * steps)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=config.epochs * steps - warmup,  # timm's "epochs" are steps here
-        warmup_epochs=warmup,
-        warmup_prefix=True,
-        warmup_lr=config.lr * _LOWEST_LR,
-        min_lr=config.lr * _LOWEST_LR,
-        step_on_epochs=False,
-        updates_per_epoch=1,
-    )
-    return scheduler
+    info = get_optimizer_info(config.optimizer)
+    options = {"momentum": config.momentum, "eps": config.opt_eps, "betas": config.opt_betas}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if not getattr(info, f"has_{name}"):  # timm would pass over it
+            raise UserError(f"optimizer {config.optimizer} has no {name}; leave the option out")
+    if config.layer_decay is not None:
+        given["layer_decay"] = config.layer_decay
+    try:
+        return create_optimizer_v2(
+            model, opt=config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **given
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer {config.optimizer}: {error}; change its options") from error

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from xnext.evaluation.accuracy import Accuracy, evaluate
@@ -18,37 +18,43 @@ class Classification:
         """Choose the loss and the mixing.
 
         Args:
-            config: Its `mixup`, `cutmix` and `label_smoothing` are used.
+            config: Its `loss`, `bce_threshold`, `mixup`, `cutmix` and `label_smoothing` are used.
             num_classes: Width of the network's output.
         """
         self.num_classes = num_classes
         self._mix: Mixup | None = None
-        self._criterion: nn.Module
+        smoothing = config.label_smoothing
         if config.mixes:
             self._mix = Mixup(
                 mixup_alpha=config.mixup,
                 cutmix_alpha=config.cutmix,
-                label_smoothing=config.label_smoothing,
+                label_smoothing=smoothing,
                 num_classes=num_classes,
             )
-            self._criterion = SoftTargetCrossEntropy()
-        elif config.label_smoothing:
-            self._criterion = LabelSmoothingCrossEntropy(config.label_smoothing)
+            smoothing = 0.0  # it is in the blended targets
+        self._criterion: nn.Module
+        if config.loss == "bce":
+            self._criterion = BinaryCrossEntropy(smoothing, target_threshold=config.bce_threshold)
         else:
-            self._criterion = nn.CrossEntropyLoss()
+            self._criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of a batch in nats.
+    def blend(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix a batch as configured; return the images and what ``loss`` takes as their targets.
 
         Args:
-            model: Network in training mode.
-            images: float32 [N, channels, height, width] on the network's device; mixing overwrites them.
-            labels: int64 [N].
+            images: float32 [N, channels, height, width]; mixing overwrites them.
+            labels: int64 [N], on the same device.
         """
-        targets = labels
-        if self._mix is not None:
-            images, targets = self._mix(images, labels)
-        return self._criterion(model(images).float(), targets)
+        return (images, labels) if self._mix is None else self._mix(images, labels)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of images in nats.
+
+        Args:
+            logits: [N, classes], of any precision.
+            targets: What ``blend`` returned for them: labels [N], or shares of the classes [N, classes].
+        """
+        return self._criterion(logits.float(), targets)
 
     def evaluate(
         self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device

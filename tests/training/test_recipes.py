@@ -1,0 +1,166 @@
+"""Each recipe runs, and builds what its paper's table says, written here once more by hand."""
+
+import dataclasses
+import io
+import math
+
+import pytest
+import yaml
+from rich.console import Console
+from timm.data.auto_augment import RandAugment
+from timm.data.random_erasing import RandomErasing
+from timm.loss import BinaryCrossEntropy
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from torch import nn
+from torchvision.transforms import CenterCrop
+
+import xnext
+from xnext.errors import UserError
+from xnext.training import Run, TrainConfig, train
+from xnext.training.recipes import find_recipe, list_recipes
+from xnext.training.setup import prepare
+
+NEXCEPTION = {
+    "optimizer": "Lamb", "schedule": "cosine", "min_lr": 1e-6, "warmup": 5, "epochs": 300, "decay": 0.02,
+    "policy": (7, 0.5), "mixup": 0.1, "cutmix": 1.0, "erasing": 0.0, "smoothing": 0.0, "drop_path": 0.05,
+    "loss": "bce", "threshold": 0.2, "repeats": 3, "crop": 0.95, "image_size": 224, "dropout": 0.0,
+    "ema": 0.0,
+}  # fmt: skip
+INCEPTIONNEXT = {
+    "optimizer": "AdamW", "schedule": "cosine", "min_lr": 1e-6, "warmup": 20, "epochs": 300, "decay": 0.05,
+    "batch": 4096, "lr": 4e-3, "policy": (9, 0.5), "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25,
+    "smoothing": 0.1, "loss": "ce", "repeats": 1, "image_size": 224, "dropout": 0.0, "ema": 0.0,
+}  # fmt: skip
+TABLE = {
+    "xception_imagenet": {
+        "model": "xception", "optimizer": "SGD", "momentum": 0.9, "lr": 0.045, "schedule": "step",
+        "decay_rate": 0.94, "decay_every": 2, "decay": 1e-5, "dropout": 0.5, "ema": 0.9999, "policy": None,
+        "erasing": 0.0, "smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "image_size": 299, "drop_path": 0.0,
+        "loss": "ce", "repeats": 1, "warmup": 0,
+    },
+    "nexception_t": {"model": "nexception_t", "lr": 2e-3, "batch": 256} | NEXCEPTION,
+    "nexception_tp": {"model": "nexception_tp", "lr": 2e-3, "batch": 256} | NEXCEPTION,
+    "nexception_s": {"model": "nexception_s", "lr": 1.4e-3, "batch": 128} | NEXCEPTION,
+    "inceptionnext_atto": INCEPTIONNEXT | {
+        "model": "inceptionnext_atto", "epochs": 450, "batch": 1280, "lr": 1e-3, "warmup": 5,
+        "policy": (5, math.inf), "erasing": 0.1, "mixup": 0.2, "drop_path": 0.1,
+    },
+    "inceptionnext_tiny": INCEPTIONNEXT | {"model": "inceptionnext_tiny", "drop_path": 0.1},
+    "inceptionnext_small": INCEPTIONNEXT | {"model": "inceptionnext_small", "drop_path": 0.3},
+    "inceptionnext_base": INCEPTIONNEXT | {"model": "inceptionnext_base", "drop_path": 0.4},
+    "inceptionnext_base_384": INCEPTIONNEXT | {
+        "model": "inceptionnext_base_384", "epochs": 30, "batch": 1024, "lr": 5e-5, "warmup": 0,
+        "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.7, "dropout": 0.5, "ema": 0.9999, "image_size": 384,
+    },
+}  # fmt: skip
+SMALL = {
+    "xception": "xception_debug",
+    "nexception": "nexception_debug",
+    "inceptionnext": "inceptionnext_debug",
+}
+
+
+def load(name: str, folder, **changes) -> TrainConfig:
+    """Return the config of a recipe; ``changes`` stand for the user's flags."""
+    values = yaml.safe_load(find_recipe(name).path.read_text())
+    return TrainConfig.from_dict(
+        values | {"data": "digits", "output": str(folder), "device": "cpu"} | changes
+    )
+
+
+def test_every_recipe_is_in_the_table():
+    assert {recipe.name for recipe in list_recipes()} == TABLE.keys()
+
+
+@pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
+def test_headers_say_where_from_how_and_how_well(recipe):
+    facts = dataclasses.asdict(recipe)
+    assert all(facts.values())
+    assert f"--recipe {recipe.name} " in recipe.command and "arXiv" in recipe.source
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_network_is_the_papers(name, tmp_path):
+    wanted, config = TABLE[name], load(name, tmp_path / "run")
+    model = xnext.create_model(config.model, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate)
+    assert config.model == wanted["model"] and config.epochs == wanted.get("epochs", config.epochs)
+    assert config.batch_size == wanted.get("batch", config.batch_size)
+    rates = [getattr(m, "drop_prob", 0.0) for m in model.modules()]
+    assert max(rates) == pytest.approx(wanted["drop_path"])
+    assert model.head.drop.p == wanted["dropout"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_built_has_the_values_of_the_table(name, tmp_path):
+    wanted = TABLE[name]
+    whole = load(name, tmp_path / "run")
+    setup = prepare(dataclasses.replace(whole, model=SMALL[whole.model.split("_")[0]]))
+    groups, optimizer = setup.optimizer.param_groups, setup.optimizer.optimizer
+    assert type(optimizer).__name__ == wanted["optimizer"]
+    assert {group["weight_decay"] for group in groups} == {0.0, wanted["decay"]}
+    assert groups[0].get("momentum", 0.9) == wanted.get("momentum", 0.9)
+    if wanted["optimizer"] == "AdamW":
+        assert (groups[0]["betas"], groups[0]["eps"]) == ((0.9, 0.999), 1e-8)
+
+    steps, scheduler = len(setup.train_loader), setup.scheduler
+    assert scheduler.base_values[0] == pytest.approx(wanted["lr"])
+    assert scheduler.warmup_t == wanted["warmup"] * steps
+    if wanted["schedule"] == "cosine":
+        assert isinstance(scheduler, CosineLRScheduler) and scheduler.lr_min == wanted["min_lr"]
+        assert scheduler.t_initial + scheduler.warmup_t == wanted["epochs"] * steps
+    else:
+        assert isinstance(scheduler, StepLRScheduler)
+        assert (scheduler.decay_rate, scheduler.decay_t) == (
+            wanted["decay_rate"],
+            wanted["decay_every"] * steps,
+        )
+
+    mix = setup.task._mix
+    alphas = (mix.mixup_alpha, mix.cutmix_alpha) if mix else (0.0, 0.0)
+    assert alphas == (wanted["mixup"], wanted["cutmix"])
+    criterion = setup.task._criterion
+    if wanted["loss"] == "bce":
+        assert isinstance(criterion, BinaryCrossEntropy) and criterion.target_threshold == wanted["threshold"]
+    else:
+        assert isinstance(criterion, nn.CrossEntropyLoss)
+        smoothing = mix.label_smoothing if mix else criterion.label_smoothing
+        assert smoothing == wanted["smoothing"]
+
+    assert setup.train_loader.batch_sampler.sampler._repeats == wanted["repeats"]
+    assert setup.preprocessing.image_size == wanted["image_size"]
+    assert (setup.ema.decay if setup.ema else 0.0) == wanted["ema"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_images_are_changed_as_the_table_says(name, tmp_path):
+    wanted = TABLE[name]
+    setup = prepare(dataclasses.replace(load(name, tmp_path / "run"), model="inceptionnext_debug"))
+    steps = {type(step): step for step in setup.train_loader.dataset.transform.transforms}
+    policy, erasing = steps.get(RandAugment), steps.get(RandomErasing)
+    if wanted["policy"] is None:
+        assert policy is None
+    else:
+        assert {(op.magnitude, op.magnitude_std) for op in policy.ops} == {wanted["policy"]}
+    assert (erasing.probability if erasing else 0.0) == wanted["erasing"]
+    if "crop" in wanted:
+        assert setup.preprocessing.crop_pct == wanted["crop"]
+        crop = next(s for s in setup.val_loader.dataset.transform.transforms if isinstance(s, CenterCrop))
+        assert crop.size == (wanted["image_size"],) * 2
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_recipe_trains(name, tmp_path, colours):
+    config = load(
+        name, tmp_path / "run", data=str(colours), epochs=1, image_size=32, batch_size=16, warmup="1 step",
+        model=SMALL[name.split("_")[0]],
+    )  # fmt: skip
+    train(config, Console(file=io.StringIO()))
+    run = Run.open(tmp_path / "run")
+    assert len(run.read_metrics()) == 1
+    again = TrainConfig.from_dict(yaml.safe_load(run.config.read_text()))
+    assert again.optimizer == config.optimizer and again.schedule == config.schedule
+
+
+def test_a_misspelt_recipe_names_the_nearest():
+    with pytest.raises(UserError, match=r"no recipe 'nexception_x'.*'nexception_t'"):
+        find_recipe("nexception_x")
