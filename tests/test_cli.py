@@ -90,7 +90,7 @@ def trained(monkeypatch):
     """Keep the config that `xnext train` would train with."""
     configs = []
 
-    def train(config):
+    def train(config, **_):
         configs.append(config)
         return {"best_val_top1": 0.0, "best_epoch": 1}
 
@@ -125,7 +125,7 @@ def test_every_field_of_the_config_is_an_option(capsys, trained, tmp_path):
         "device_batch_size": 3, "momentum": 0.8, "opt_eps": 1e-3, "opt_betas": [0.8, 0.9], "layer_decay": 0.7,
         "schedule": "step", "min_lr": 1e-5, "decay_rate": 0.3, "decay_every": 2.0, "warmup_lr": 1e-4,
         "loss": "bce", "bce_threshold": 0.25, "auto_augment": "rand-m3", "random_erasing": 0.2,
-        "color_jitter": 0.1, "repeats": 2, "crop_pct": 0.9,
+        "color_jitter": 0.1, "repeats": 2, "crop_pct": 0.9, "save_every": "7 steps", "keep": 3,
         "label_smoothing": 0.2, "mixup": 0.1, "cutmix": 0.3, "augment": "strong", "drop_rate": 0.4,
         "drop_path_rate": 0.6,
         "model_ema": 0.99, "seed": 9, "checkpoint": "d.pth", "model_args": {"ratio": [1, 2]}, "workers": 3,
@@ -248,7 +248,7 @@ def test_no_command_prints_the_help(capsys):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    def broken(config):
+    def broken(config, **_):
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "train", broken)

@@ -13,10 +13,9 @@ from typing import Any, NoReturn
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from xnext._types import describe_type
+from xnext._yaml import read_yaml
 from xnext.errors import UserError, suggest
 
 
@@ -135,38 +134,20 @@ class ConfigFile(ActionConfigFile):
             raise UserError(f"{path}: {error}") from error
 
 
-def read_yaml(path: Path) -> dict[Any, Any]:
-    """Return the keys and values of a YAML file.
-
-    Raises:
-        UserError: It cannot be read or holds something else.
-    """
-    try:
-        # YAML 1.2, where `off` is a word, 1e-3 a number, and no key stands twice.
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(f"{path} is no YAML: {line}{error.problem or error.context}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold lines of `key: value`, as the config.yaml of a run does")
-    return content
-
-
 def config_first(words: Sequence[str]) -> list[str]:
-    """Move `--recipe NAME` and then `--config FILE` to the front of a verb's words: flags win over both."""
+    """Move `--recipe NAME` and then `--config FILE` to the front of a verb's words: flags win over both.
+
+    A run that is resumed brings its own file.
+    """
     rest: list[str] = []
     first: dict[str, list[str]] = {"--recipe": [], "--config": []}
     remaining = iter(words)
     for word in remaining:
-        option, equals, _ = word.partition("=")
-        if option not in first:
-            rest.append(word)
-        else:
-            first[option] += [word] if equals else [word, *itertools.islice(remaining, 1)]
+        option, equals, value = word.partition("=")
+        group = [word] if equals else [word, *itertools.islice(remaining, option in (*first, "--resume"))]
+        if option == "--resume" and len(value or group[-1]) and (equals or len(group) == 2):
+            first["--config"] += ["--config", str(Path(value or group[-1]) / "config.yaml")]
+        first.get(option, rest).extend(group)
     return [*rest[:1], *first["--recipe"], *first["--config"], *rest[1:]]
 
 

@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from xnext._figures import write_figure
-from xnext._parser import ConfigFile, Parser, config_first, read_yaml
+from xnext._parser import ConfigFile, Parser, config_first
 from xnext._version import __version__
 from xnext.data import (
     ImageData,
@@ -35,6 +35,7 @@ from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.evaluation.predict import Classifier, load_classifier, predict
 from xnext.models import create_model, list_models
 from xnext.training import Run, TrainConfig, train
+from xnext.training.interrupts import Stopped
 from xnext.training.recipes import find_recipe, list_recipes
 
 _MISTAKE = 2
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except Stopped as stopped:
+        print("xnext:", stopped, file=sys.stderr)
+        return 128 + stopped.signal
     except UserError as error:
         return _fail(str(error))
     except BrokenPipeError:
@@ -126,6 +130,14 @@ def _train_options(parser: Parser) -> None:
         "`xnext recipes` lists; flags win over both, and FILE over NAME.",
     )  # fmt: skip
 
+    parser.add_argument(
+        "--resume", type=Path | None, metavar="RUN",
+        help="Go on with a run that was stopped or killed; it needs no other option.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--force", action="store_true", help="Go on with --resume although an option differs from the run's."
+    )
+
 
 class _Options(ConfigFile):
     """A file of options, given by its path or as a recipe by its name."""
@@ -135,8 +147,11 @@ class _Options(ConfigFile):
 
 
 def _train(arguments: Namespace) -> int:
-    config = TrainConfig(**{key: value for key, value in vars(arguments).items() if key != "config"})
-    summary = train(config)
+    values = vars(arguments)
+    config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
+    if arguments.resume is not None:
+        config = dataclasses.replace(config, output=arguments.resume)
+    summary = train(config, resume=arguments.resume is not None, force=arguments.force)
     run = config.output
     print(
         f"best: {summary['best_val_top1']:.2f} % top-1, after epoch {summary['best_epoch']}; all is in {run}"
@@ -209,20 +224,11 @@ def _evaluate(arguments: Namespace) -> int:
 def _evaluation_data(spec: str | None, checkpoint: Path) -> ImageData:
     """Load the data of a spec, by default that of the run; split as for its training."""
     if checkpoint.is_dir():
-        config = _run_config(Run.open(checkpoint))
+        config = Run.open(checkpoint).read_config()
         return load_data(spec or config.data, seed=config.seed)
     if spec is None:
         raise UserError(f"{checkpoint} does not say which images to take; add --data SPEC")
     return load_data(spec)
-
-
-def _run_config(run: Run) -> TrainConfig:
-    """Return what a run was told."""
-    try:
-        return TrainConfig.from_dict(read_yaml(run.config))
-    except UserError as error:
-        path = "" if str(run.config) in str(error) else f"{run.config}: "
-        raise UserError(f"{path}{error}; mend the file, or give its weights as --checkpoint") from error
 
 
 def _require_same_classes(classifier: Classifier, data: ImageData, checkpoint: Path) -> None:

@@ -121,7 +121,7 @@ def test_order_is_a_permutation_that_seed_and_epoch_decide():
     def order(seed, epoch):
         sampler = EpochSampler(50, seed)
         sampler.set_epoch(epoch)
-        return list(sampler)
+        return [index for index, _ in sampler]
 
     assert sorted(order(0, 0)) == list(range(50))
     assert order(3, 5) == order(3, 5)
@@ -131,13 +131,35 @@ def test_order_is_a_permutation_that_seed_and_epoch_decide():
     assert list(sampler) == list(sampler)  # until the epoch changes
 
 
+def test_an_epoch_can_begin_in_its_middle():
+    sampler = EpochSampler(50, 0)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    sampler.begin_at(3, 20)
+    assert list(sampler) == whole[20:]
+    sampler.set_epoch(4)
+    assert len(list(sampler)) == 50
+
+
+def test_what_happens_to_a_picture_depends_on_its_place_alone():
+    dataset = ImageDataset(CountingSource(9), lambda image: torch.rand(3), training=True)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = dataset[4, 17][0]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert torch.equal(dataset[4, 17][0], first) and not torch.equal(dataset[4, 18][0], first)
+
+
 def epoch_labels(loader):
     return [labels.tolist() for _, labels, _ in loader]
 
 
 @pytest.mark.parametrize(("length", "repeats"), [(10, 3), (7, 7), (5, 9), (12, 1)])
 def test_repeated_pictures_follow_each_other_in_an_epoch_of_the_same_length(length, repeats):
-    order = list(EpochSampler(length, seed=0, repeats=repeats))
+    sampler = EpochSampler(length, seed=0, repeats=repeats)
+    assert len({seed for _, seed in sampler}) == length  # each time changed differently
+    order = [index for index, _ in sampler]
     assert len(order) == length
     assert len(set(order)) == -(-length // repeats)
     assert order == sorted(order, key=order.index)

@@ -18,6 +18,7 @@ from xnext.errors import UserError
 from xnext.models import read_metadata
 from xnext.training import Run, TrainConfig
 from xnext.training import train as train_in_console
+from xnext.training.states import States
 from xnext.training.task import Classification
 
 METRICS = ["epoch", "train_loss", "val_loss", "val_top1", "val_top5", "lr", "images_per_second", "seconds"]
@@ -32,6 +33,12 @@ def train(config, **terminal):
 def measured(run: Run) -> list[dict]:
     """The metrics that do not depend on the clock."""
     return [{key: row[key] for key in METRICS[:6]} for row in run.read_metrics()]
+
+
+def newest_state(run: Run) -> dict:
+    state, damaged = States(run.best.parent).load()
+    assert not damaged
+    return state
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -99,22 +106,22 @@ def test_config_file_repeats_the_run(config, tmp_path):
 def test_last_batch_of_one_image_is_left_out(config):
     summary, _ = train(config(batch_size=16, epochs=1))  # 33 images: two batches and one image
     assert summary["images"]["train"] == 33
-    assert torch.load(Run(config().output).last_state, weights_only=True)["updates"] == 2
+    assert newest_state(Run(config().output))["progress"]["updates"] == 2
 
 
 def test_state_beside_the_weights_is_whole(config):
     train(config(model_ema=0.9))
-    state = torch.load(Run(config().output).last_state, weights_only=True)
-    assert (state["epoch"], state["updates"]) == (2, 4)
+    state = newest_state(Run(config().output))
+    assert (state["progress"]["epoch"], state["progress"]["updates"]) == (3, 4)
     assert state["optimizer"]["state"] and state["scheduler"]["base_values"]
-    assert state["model"].keys() == load_file(Run(config().output).last).keys()
+    assert state["model"].keys() == state["ema"].keys() == load_file(Run(config().output).last).keys()
 
 
 def test_averaged_weights_are_saved(config, tmp_path):
     train(config(model_ema=0.2, epochs=1))
     train(config(output=tmp_path / "plain", epochs=1))
     run, plain = Run(config().output), Run(tmp_path / "plain")
-    trained, averaged = torch.load(run.last_state, weights_only=True)["model"], load_file(run.last)
+    trained, averaged = newest_state(run)["model"], load_file(run.last)
     unaveraged = load_file(plain.last)
     assert all(torch.equal(trained[name], unaveraged[name]) for name in unaveraged)
     # The first of the two steps is copied; from there the second moves the average by the rest of the decay.

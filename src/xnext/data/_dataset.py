@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from xnext._random import EPOCH, PICTURE, derive_seed, seeded
 from xnext.data._decode import BadImageError
 from xnext.data._sources import ImageSource
 from xnext.data._transforms import Transform
@@ -22,10 +23,10 @@ _SAMPLE = 32  # pictures read to estimate the rest
 class ImageDataset(Dataset):
     """Transformed pictures of a source, each with its label.
 
-    An item is ``(image, label, bad_index)``: float32 ``[C, H, W]``, the class, and -1. Of a picture that
-    cannot be read, ``bad_index`` is its place in the source. In training the next readable picture stands in
-    for it, with that one's label; in evaluation the image is zero and the label -1, for the caller to leave
-    out.
+    An item, asked for by its index or as an ``EpochSampler`` does, is ``(image, label, bad_index)``: float32
+    ``[C, H, W]``, the class, and -1. Of a picture that cannot be read, ``bad_index`` is its place in the
+    source. In training the next readable picture stands in for it, with that one's label; in evaluation the
+    image is zero and the label -1, for the caller to leave out.
 
     A small set is decoded once and kept in memory, and then ``bad_images`` is complete from the start. Worker
     processes share that memory where they are forked and copy it where they are spawned.
@@ -61,7 +62,14 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, place: int | tuple[int, int]) -> tuple[Tensor, int, int]:
+        if isinstance(place, int):
+            return self._item(place)
+        index, seed = place
+        with seeded(seed):
+            return self._item(index)
+
+    def _item(self, index: int) -> tuple[Tensor, int, int]:
         image = self._read(index)
         if image is not None:
             return self.transform(image), int(self.source.labels[index]), -1
@@ -98,8 +106,10 @@ class ImageDataset(Dataset):
         return UserError(f"{self.source.name(index)}: {reason}; nor can any other be read: check the data")
 
 
-class EpochSampler(Sampler[int]):
-    """A random order that depends on nothing but (seed, epoch), so that a resumed run repeats it.
+class EpochSampler(Sampler[tuple[int, int]]):
+    """A random order, and a seed for what happens to each picture, that depend on (seed, epoch) alone.
+
+    So a resumed run repeats them, whatever processes load the pictures.
 
     Args:
         length: How many pictures there are, and how many an epoch has.
@@ -116,21 +126,28 @@ class EpochSampler(Sampler[int]):
         self._repeats = repeats
         self._seed = seed
         self.generator = torch.Generator()
+        self._begin = (0, 0)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of ``epoch``; call it before each one."""
-        state = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
-        self._epoch_seed = int(state[0] >> 1)  # torch takes 63 bits
+        self._epoch = epoch
+        self._epoch_seed = derive_seed(self._seed, EPOCH, epoch)
         self.generator.manual_seed(self._epoch_seed)
+
+    def begin_at(self, epoch: int, position: int) -> None:
+        """Leave out the first pictures of one epoch, those that were taken before an interruption."""
+        self._begin = (epoch, position)
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         order = torch.Generator().manual_seed(self._epoch_seed)
-        places = torch.randperm(self._length, generator=order).repeat_interleave(self._repeats)
-        return iter(places[: self._length].tolist())
+        places = torch.randperm(self._length, generator=order).repeat_interleave(self._repeats).tolist()
+        epoch, begin = self._begin
+        for position in range(begin if epoch == self._epoch else 0, self._length):
+            yield places[position], derive_seed(self._epoch_seed, PICTURE, position)
 
 
 def build_loader(

@@ -26,6 +26,11 @@ class BadImages:
         self._names: dict[int, str] = {}
 
     @property
+    def indices(self) -> list[int]:
+        """Indices in the order in which they were found."""
+        return list(self._names)
+
+    @property
     def names(self) -> list[str]:
         """File names in the order in which they were found."""
         return list(self._names.values())

@@ -60,6 +60,8 @@ class TrainConfig:
         drop_rate: Dropout before the classifier, 0 to less than 1.
         drop_path_rate: Largest probability of skipping a residual block, 0 to less than 1.
         model_ema: Decay a step of averaged weights, which are then evaluated and saved; 0: off.
+        save_every: Time between two states to go on from, e.g. `500 steps`; None: an epoch.
+        keep: States to go on from that stay: the newest ones.
         seed: Start of every random choice: weights, order, augmentation, split.
         checkpoint: Weights to start from, a file or a run; a head for other classes is initialised anew.
         model_args: Further fields of the network's config, e.g. `{"strides": [1, 2, 2, 2]}`.
@@ -104,6 +106,8 @@ class TrainConfig:
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     model_ema: float = 0.0
+    save_every: float | str | None = None
+    keep: int = 2
     seed: int = 0
     checkpoint: Path | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -120,7 +124,7 @@ class TrainConfig:
             raise UserError(
                 f"mixup and cutmix pair the images of a batch: batch_size {self.batch_size} must be even"
             )
-        for name in ("warmup", "decay_every"):
+        for name in ("warmup", "decay_every", "save_every"):
             try:
                 parse_duration(getattr(self, name) or 0)
             except UserError as error:
@@ -207,6 +211,7 @@ class TrainConfig:
             "repeats": (1, math.inf),
             "mixup": (0, math.inf),
             "cutmix": (0, math.inf),
+            "keep": (1, math.inf),
             "seed": (0, 2**32 - 1),
             "workers": (0, math.inf),
             "max_bad_images": (0, 1),

@@ -1,5 +1,6 @@
 """What a training shows while it runs: a live bar in a terminal, and a line for each epoch anywhere."""
 
+import time
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -30,6 +31,8 @@ class Display:
         """
         self._console = console
         self._epochs = epochs
+        self._images = 0
+        self._started = 0.0
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -47,14 +50,17 @@ class Display:
     def __enter__(self) -> "Display":
         self._line("  ".join(f"{heading:>{max(7, len(heading))}}" for _, heading, _ in _COLUMNS))
         self._bar.start()
+        self._started = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self, epoch: int, steps: int, loss: float, images_per_second: float) -> None:
-        """Move the bar on by ``steps`` training steps of ``epoch`` (from 1)."""
-        self._bar.update(self._task, advance=steps, epoch=epoch, loss=loss, speed=images_per_second)
+    def advance(self, epoch: int, steps: int, loss: float, images: int) -> None:
+        """Move the bar on by ``steps`` training steps of ``epoch`` (from 1), which took ``images``."""
+        self._images += images
+        speed = self._images / max(time.perf_counter() - self._started, 1e-9)
+        self._bar.update(self._task, advance=steps, epoch=epoch, loss=loss, speed=speed)
 
     def epoch(self, row: Mapping[str, float], best: bool) -> None:
         """Print the line of an epoch, with a star at the best one so far."""

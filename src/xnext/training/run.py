@@ -1,17 +1,17 @@
 """A run directory: all that a training leaves, in one folder that later commands take."""
 
-import io
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from xnext._files import make_folder, write_atomic, write_error
+from xnext._yaml import read_yaml
 from xnext.errors import UserError
+from xnext.training.config import TrainConfig
 
 _HEADER = """\
 # What this run was told. Run it again: xnext train --config THIS_FILE --output ANOTHER_FOLDER
@@ -31,7 +31,6 @@ class Run:
         bad_images: `bad_images.txt`, names of the images that could not be read; absent without any.
         best: Weights of the best epoch.
         last: Weights of the last epoch.
-        last_state: What continuing takes besides the weights: optimiser, schedule, epoch.
         curves: Picture of loss and accuracy over the epochs.
         confusion: Picture of the confusion matrix of the best epoch.
     """
@@ -44,7 +43,6 @@ class Run:
         self.bad_images = path / "bad_images.txt"
         self.best = path / "checkpoints" / "best.safetensors"
         self.last = path / "checkpoints" / "last.safetensors"
-        self.last_state = path / "checkpoints" / "last.optimizer.pt"
         self._made_folder = False
         self.curves = path / "curves.png"
         self.confusion = path / "confusion.png"
@@ -87,9 +85,22 @@ class Run:
         if not self._made_folder:
             self.path.mkdir(exist_ok=True)
 
-    def append_metrics(self, row: Mapping[str, float]) -> None:
-        """Add one epoch to `metrics.jsonl`."""
-        _append(self.metrics, json.dumps(row))
+    def read_config(self) -> TrainConfig:
+        """Return what the run was told, with its folder as the output.
+
+        Raises:
+            UserError: The file cannot be read or is damaged.
+        """
+        try:
+            config = TrainConfig.from_dict(read_yaml(self.config))
+        except UserError as error:
+            path = "" if str(self.config) in str(error) else f"{self.config}: "
+            raise UserError(f"{path}{error}; mend the file, or give its weights as --checkpoint") from error
+        return dataclasses.replace(config, output=self.path)
+
+    def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write the finished epochs to `metrics.jsonl`, a line each."""
+        write_atomic(self.metrics, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
     def append_bad_images(self, names: Iterable[str]) -> None:
         """Add names to `bad_images.txt`, one a line."""
@@ -103,12 +114,6 @@ class Run:
         """Write the result of the training to `summary.json`."""
         write_atomic(self.summary, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def write_state(self, state: Mapping[str, Any]) -> None:
-        """Write `last.optimizer.pt`: tensors and plain values, which ``weights_only=True`` loads."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomic(self.last_state, buffer.getvalue())
-
 
 def require_free(path: Path) -> None:
     """Check that a run can be created at ``path``, without creating anything.
@@ -121,7 +126,9 @@ def require_free(path: Path) -> None:
     except OSError as error:
         raise write_error(path, error) from error
     if taken:
-        raise UserError(f"{path} exists already; choose another --output or remove it")
+        raise UserError(
+            f"{path} exists already; choose another --output, remove it, or go on with --resume {path}"
+        )
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not parent.is_dir():
         raise UserError(f"cannot create {path}: {parent} is a file; choose another --output")

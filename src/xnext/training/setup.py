@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from xnext.data import (
+    EpochSampler,
     ImageData,
     ImageDataset,
     Preprocessing,
@@ -51,6 +52,7 @@ class Setup:
         macs: Its multiply-accumulates for one image.
         ema: The averaged network, or None.
         task: Loss and measure.
+        sampler: The order of the training images.
         train_loader: Shuffled batches: images [N, C, H, W], labels [N], unreadable source index or -1 [N].
         val_loader: The same of the held-out images, in order.
         optimizer: Updates the weights.
@@ -67,6 +69,7 @@ class Setup:
     macs: int
     ema: ModelEmaV3 | None
     task: Classification
+    sampler: EpochSampler
     train_loader: DataLoaderShard
     val_loader: DataLoader
     optimizer: Optimizer
@@ -94,6 +97,8 @@ def prepare(config: TrainConfig) -> Setup:
     report = load_checkpoint(model, _weights_file(config.checkpoint)) if config.checkpoint else None
     config = config.resolve(preprocessing.image_size)
     train_loader, val_loader = build_loaders(config, *build_datasets(config, data, preprocessing))
+    sampler = train_loader.sampler
+    assert isinstance(sampler, EpochSampler)
     optimizer = build_optimizer(config, model)
     scheduler = build_scheduler(config, optimizer, len(train_loader))
     params = count_parameters(model)
@@ -113,6 +118,7 @@ def prepare(config: TrainConfig) -> Setup:
         macs=macs,
         ema=ema,
         task=Classification(config, len(data.classes)),
+        sampler=sampler,
         # Batches stay on the CPU, where indices of unreadable images are read without waiting for a device.
         train_loader=accelerator.prepare_data_loader(train_loader, device_placement=False),
         val_loader=val_loader,
