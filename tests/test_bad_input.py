@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import resource
 import shlex
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import xnext
 from xnext import cli
@@ -65,6 +68,7 @@ def trained(tmp_path_factory):
         folder / "checkpoints" / "best.safetensors",
         xnext.create_model("inceptionnext_debug", num_classes=3),
         model_name="inceptionnext_debug", model_args={}, classes=CLASSES,
+        extra={"train_config": config.to_dict()},
         preprocessing={
             "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic",
             "crop_pct": 1.0, "in_chans": 3,
@@ -327,6 +331,16 @@ def test_checkpoint_mistakes(fails, trained, tmp_path):
         ("train REST --recipe nexception_x", ["'nexception_t'"]),
         ("train REST --recipe", ["--recipe"]),
         ("recipes xception", ["'xception_imagenet'"]),
+        ("train REST --model inceptionnext_atto.foo", ["inceptionnext_atto", "'foo'"]),
+        ("train REST --model INCEPTIONNEXT_ATTO", ["'inceptionnext_atto'"]),
+        ("train REST --model timm/foo", ["timm/foo"]),
+        ("train REST --model ../x", ["../x"]),
+        ("train REST --model local-dir:d", ["local-dir:d"]),
+        ("train REST --model legacy_xception --drop-path-rate 0.1", ["legacy_xception", "drop_path_rate"]),
+        ("train REST --model xception_debug --model-args '{head_widths: [-3]}'", ["head_widths"]),
+        ("train REST --model xception_debug --image-size 99999999999", ["image_size", "4096"]),
+        ("train REST --model xception_debug --optimizer adahessian --lr 1e-3", ["adahessian"]),
+        ("train REST --model xception_debug --cutmix 1e400", ["cutmix"]),
         ("models --jso", ["--jso", "'--json'"]),
         ("predict '' --checkpoint run", ["empty"]),
         ("train REST --data=", ["empty"]),
@@ -377,13 +391,13 @@ def test_a_config_file_that_is_wrong(fails, tmp_path, content, names):
 @pytest.mark.parametrize(
     ("damage", "names"),
     [
-        ("a: [1", ["line 1"]),
-        ("", ["key: value"]),
-        ("model: inceptionnext_debug", ["'data' is missing"]),
+        ("a: [1", ["config.yaml", "line 1"]),
+        ("", ["config.yaml", "key: value"]),
+        ("model: inceptionnext_debug", ["--data"]),
         ("data: digits\ndata: digits", ["data"]),
-        (("data: digits", "data: 5"), ["data must be text", "5"]),
+        (("epochs: 30", "epochs: '5'"), ["epochs", "5"]),
         (("seed: 0", "seed: -3"), ["seed", "-3"]),
-        (("seed: 0", "seed: 1.5"), ["seed must be a whole number"]),
+        (("seed: 0", "seed: 1.5"), ["seed", "a whole number"]),
         (("epochs: 30", "epoch: 30"), ["'epoch'", "'epochs'"]),
     ],
     ids=str,
@@ -393,7 +407,7 @@ def test_a_run_whose_config_was_damaged(fails, trained, tmp_path, damage, names)
     shutil.copytree(trained, run)
     file = run / "config.yaml"
     file.write_text(damage if isinstance(damage, str) else file.read_text().replace(*damage))
-    fails("evaluate", run, names=[file, *names])
+    fails("train", "--resume", run, names=names)
 
 
 def test_an_unknown_class_to_look_for(fails, trained, tmp_path):
@@ -486,3 +500,107 @@ def test_a_mistake_in_a_real_process(tmp_path):
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("xnext: error: ")
     assert not list(tmp_path.iterdir())
+
+
+# --- names -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a$^$b", "猫 cat", os.fsdecode(b"not-utf8-\xff"), "two\nlines", "[red]"])
+def test_a_name_of_any_letters(capsys, data, tmp_path, name):
+    folder = tmp_path / name
+    shutil.copytree(data, folder)
+    for split in ("train", "val"):
+        (folder / split / "cat").rename(folder / split / name)
+    bad = folder / "train" / name / f"{name}.png"
+    bad.write_bytes(b"nothing")
+    run = tmp_path / "run"
+    code = cli.main([*TRAIN, "--data", str(folder), "--output", str(run), "--max-bad-images", "0.5"])
+    assert (code, capsys.readouterr().err) == (0, "")
+    assert os.fsencode(name.replace("\n", "\\n")) in (run / "bad_images.txt").read_bytes()
+    picture().save(tmp_path / "p.png")
+    shutil.copy(tmp_path / "p.png", tmp_path / f"{name}.png")
+    words = ["cam", str(tmp_path / "p.png"), "--checkpoint", str(run), "--output", str(tmp_path / "m.png")]
+    assert cli.main(words) == 0
+    if name.isprintable():
+        assert cli.main([words[0], str(tmp_path / f"{name}.png"), *words[2:]]) == 0
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_that_cannot_show_a_name(trained, tmp_path):
+    picture().save(tmp_path / "é漢.png")
+    command = [sys.executable, "-m", "xnext", "predict", tmp_path / "é漢.png", "--checkpoint", trained]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "") and "\\u6f22.png" in result.stdout
+
+
+# --- numbers that are none ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(trained, tmp_path):
+    """Write the trained checkpoint anew with other metadata or weights."""
+
+    def write(weights=None, **metadata):
+        source = trained / "checkpoints" / "best.safetensors"
+        values = load_file(source) | (weights or {})
+        header = json.loads(safe_open(source, "pt").metadata()["xnext"])
+        preprocessing = header["preprocessing"] | metadata.pop("preprocessing", {})
+        header |= {"preprocessing": preprocessing} | metadata
+        save_file(values, tmp_path / "damaged.safetensors", {"xnext": json.dumps(header)})
+        picture().save(tmp_path / "a.png")
+        return tmp_path / "damaged.safetensors"
+
+    return write
+
+
+def test_outputs_that_are_not_finite(fails, damaged, data, tmp_path):
+    file = damaged(
+        {"head.fc.weight": torch.full((3, 264), 3e38), "stem.conv1.weight": torch.full((24, 3, 2, 2), 1e30)}
+    )
+    fails("predict", tmp_path / "a.png", "--checkpoint", file, "--json", names=["not finite"])
+    fails("evaluate", "--checkpoint", file, "--data", data, "--json", names=["not finite"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        ({"classes": None}, ["classes"]),
+        ({"classes": [1, 2, 3]}, ["classes"]),
+        ({"classes": ["a"]}, ["1 classes", "3 outputs"]),
+        ({"model_name": 5}, ["model_name"]),
+        ({"model_name": "nothing"}, ["unknown model"]),
+        ({"model_args": [1]}, ["model_args"]),
+        ({"model_args": {"pretrained": True}}, ["pretrained"]),
+        ({"preprocessing": {"image_size": -3}}, ["image_size"]),
+        ({"preprocessing": {"image_size": "big"}}, ["image_size"]),
+        ({"preprocessing": {"interpolation": "foo"}}, ["interpolation"]),
+        ({"preprocessing": {"mean": [0.5]}}, ["mean"]),
+        ({"preprocessing": {"std": [0, 0, 0]}}, ["std"]),
+    ],
+    ids=str,
+)
+def test_damaged_metadata(fails, damaged, tmp_path, damage, names):
+    fails("predict", tmp_path / "a.png", "--checkpoint", damaged(**damage), names=names)
+
+
+# --- streams and folders -----------------------------------------------------------------------------------
+
+
+def test_a_closed_pipe_ends_a_training_without_a_word_or_a_rest(data, tmp_path):
+    words = [sys.executable, "-m", "xnext", *TRAIN, "--data", str(data), "--output", str(tmp_path / "run")]
+    line = f"{shlex.join(words)} | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("kind", ["new/deep/run", "link"])
+def test_a_failed_training_leaves_no_folder_of_its_own(data, tmp_path, kind):
+    if kind == "link":
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "empty")
+    before = listing(tmp_path)
+    words = [*TRAIN, "--data", str(data), "--output", str(tmp_path / kind), "--lr", "1e38"]
+    assert cli.main([*words, "--optimizer", "sgd", "--warmup", "0"]) == 2
+    assert listing(tmp_path) == before

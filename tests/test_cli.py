@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,36 @@ def test_evaluation_measures_what_training_reported(capsys, run):
     table = main(capsys, "evaluate", run)
     assert "top-1 %" in table
     assert f"{result['top1']:.2f}" in table
+
+
+def test_a_checkpoint_file_knows_what_was_held_out(capsys, tmp_path, colours):
+    """Another split would measure training images."""
+    flat = tmp_path / "flat"
+    shutil.copytree(colours / "train", flat)
+    main(
+        capsys, "train", "--model", "convnext_debug", "--data", flat, "--output", tmp_path / "run",
+        "--seed", 7, "--image-size", 32, "--epochs", 1, "--batch-size", 16,
+    )  # fmt: skip
+    last = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    for words in ([], ["--data", flat]):
+        result = json.loads(main(capsys, "evaluate", "--checkpoint", last, "--json", *words))
+        assert result["loss"] == pytest.approx(row["val_loss"], rel=1e-4)
+
+
+def test_a_run_finds_its_images_from_any_folder(capsys, tmp_path, colours, monkeypatch):
+    shutil.copytree(colours, tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    main(
+        capsys, "train", "--model", "convnext_debug", "--data", "images", "--output", "run", "--epochs", 1,
+        "--image-size", 32, "--batch-size", 16,
+    )  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(capsys, "evaluate", "../run")
+    shutil.rmtree(tmp_path / "images")
+    assert cli.main(["evaluate", "../run"]) == 2
+    assert "add --data SPEC" in capsys.readouterr().err
 
 
 def test_evaluation_of_other_data_counts_what_cannot_be_read(capsys, run, tmp_path):

@@ -35,6 +35,8 @@ def write_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
         UserError: The file cannot be written.
     """
     for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar sign in a name starts no formula
+        text.set_text(printable(text.get_text()))
         text.set_fontfamily([*text.get_fontfamily(), *_installed_fallbacks()])
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -42,6 +44,11 @@ def write_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(buffer, format="png", dpi=dpi)
     write_atomic(path, buffer.getvalue())
+
+
+def printable(name: str) -> str:
+    """Return a name that matplotlib can draw: what is no UTF-8, as a file's name may be, becomes ``?``."""
+    return name.encode("utf-8", "replace").decode()
 
 
 @cache

@@ -75,6 +75,11 @@ def save_atomic(path: Path, save: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that a killed process left in the middle of a write."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def _sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -1,7 +1,9 @@
 """The `xnext` command: train, evaluate, predict, explain, list; one thin function a verb."""
 
 import dataclasses
+import io
 import json
+import math
 import os
 import re
 import sys
@@ -34,8 +36,9 @@ from xnext.evaluation.accuracy import evaluate
 from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.evaluation.predict import Classifier, load_classifier, predict
 from xnext.models import create_model, list_models
-from xnext.training import Run, TrainConfig, train
+from xnext.training import TrainConfig, train
 from xnext.training.interrupts import Stopped
+from xnext.training.progress import Screen
 from xnext.training.recipes import find_recipe, list_recipes
 
 _MISTAKE = 2
@@ -58,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: With 0, after printing the help or the version.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot show
     try:
         if any(word == "" or re.fullmatch("--[a-z-]+=", word) for word in words):
             raise UserError("an argument is empty; is a shell variable not set?")
@@ -98,7 +104,7 @@ def _drop_unprinted() -> None:
 
 def _print_table(table: Table) -> None:
     """Print a table: as wide as the terminal, or unwrapped into a file or pipe."""
-    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+    Screen(markup=False, highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def _table(*headings: str) -> Table:
@@ -193,7 +199,7 @@ def _evaluate(arguments: Namespace) -> int:
         raise UserError("give either a RUN or --checkpoint FILE; see xnext evaluate --help")
     checkpoint = arguments.run or arguments.checkpoint
     classifier = load_classifier(checkpoint, arguments.model)
-    data = _evaluation_data(arguments.data, checkpoint)
+    data = _evaluation_data(arguments.data, classifier, checkpoint)
     _require_same_classes(classifier, data, checkpoint)
     dataset = ImageDataset(data.val, build_eval_transform(classifier.preprocessing), training=False)
     loader = build_loader(dataset, batch_size=batch_size, workers=workers)
@@ -204,6 +210,8 @@ def _evaluate(arguments: Namespace) -> int:
         num_classes=len(data.classes),
         device=classifier.device,
     )
+    if not math.isfinite(result.loss):
+        raise UserError(f"the outputs of {checkpoint} are not finite; train again, or take other weights")
     report = {
         "model": classifier.name,
         "data": data.name,
@@ -221,14 +229,16 @@ def _evaluate(arguments: Namespace) -> int:
     return 0
 
 
-def _evaluation_data(spec: str | None, checkpoint: Path) -> ImageData:
-    """Load the data of a spec, by default that of the run; split as for its training."""
-    if checkpoint.is_dir():
-        config = Run.open(checkpoint).read_config()
-        return load_data(spec or config.data, seed=config.seed)
-    if spec is None:
+def _evaluation_data(spec: str | None, classifier: Classifier, checkpoint: Path) -> ImageData:
+    """Load the data of a spec, by default those of the training; split as for it."""
+    if spec is None and classifier.data is None:
         raise UserError(f"{checkpoint} does not say which images to take; add --data SPEC")
-    return load_data(spec)
+    try:
+        return load_data(spec or str(classifier.data), seed=classifier.seed)
+    except UserError as error:
+        raise (
+            error if spec else UserError(f"{error} (what {checkpoint} was trained on; add --data SPEC)")
+        ) from error
 
 
 def _require_same_classes(classifier: Classifier, data: ImageData, checkpoint: Path) -> None:

@@ -13,9 +13,11 @@ class UserError(Exception):
 
 def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return `` Did you mean …?`` with the candidates nearest to ``name``, or an empty string."""
-    names = list(dict.fromkeys(candidates))
+    names = {other.lower(): other for other in candidates}
+    name = name.lower()
     longer = [other for other in names if len(name) > 2 and other.startswith(name)]
-    near = list(dict.fromkeys(longer + difflib.get_close_matches(name, names, n=3, cutoff=0.6)))[:3]
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
+    near = [names[other] for other in dict.fromkeys(longer + close)][:3]
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

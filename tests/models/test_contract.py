@@ -254,6 +254,35 @@ def test_inductor_computes_the_same(name):
     )
 
 
+@pytest.mark.parametrize("name", DEBUG)
+def test_a_refused_reset_changes_nothing_and_reset_other_makes_room(name):
+    model, image = small(name, num_classes=6)
+    before = model(image)
+    fixed = len(model.head.hidden) > 0 or not isinstance(model.head.norm, torch.nn.Identity)
+    if fixed:
+        with pytest.raises(ValueError, match="reset_other"):
+            model.reset_classifier(5, "catavgmax")
+        assert model.num_classes == 6 and torch.equal(model(image), before)
+    model.reset_classifier(5, "catavgmax", reset_other=True)
+    assert model(image).shape == (2, 5) and model.head_hidden_size == 2 * model.num_features
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_from_the_meta_device_through_a_checkpoint(name):
+    source, image = small(name)
+    model = xnext.create_model(name, device="meta")
+    with pytest.raises(xnext.UserError, match="to_empty"):
+        xnext.load_checkpoint(model, source.state_dict())
+    model = model.to_empty(device="cpu").eval()
+    for buffer in model.buffers():
+        buffer.fill_(7)  # as to_empty may leave it
+    xnext.load_checkpoint(model, source.state_dict())
+    assert torch.equal(model(image), source(image))
+    assert len(timm.models._manipulate.reinit_non_persistent_buffers(model)) == sum(
+        type(module).__name__ == "BlurPool2d" for module in model.modules()
+    )
+
+
 def test_unknown_names_and_options():
     with pytest.raises(xnext.UserError, match=r"unknown model 'inceptionnext_tinny'.*inceptionnext_tiny"):
         xnext.create_model("inceptionnext_tinny")

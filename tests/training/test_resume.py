@@ -112,11 +112,25 @@ def test_a_finished_run_is_finished_again(whole):
     assert (config.output / "curves.png").exists() and (config.output / "confusion.png").exists()
 
 
-def test_nothing_to_go_on_from(config, tmp_path):
+def test_killed_before_the_first_state_it_begins_anew(whole, monkeypatch):
+    config, expected = whole
+
+    def killed(self):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(States, "save", lambda *_: killed(None))
+    monkeypatch.setattr(Run, "discard", lambda self: None)
+    with pytest.raises(ZeroDivisionError):
+        quiet(config)
+    monkeypatch.undo()
+    (config.output / "checkpoints" / ".best.safetensors.x1y2.tmp").write_bytes(b"half")
+    quiet(config, resume=True)
+    assert outcome(config.output) == expected
+    assert not list(config.output.rglob("*.tmp"))
+
+
+def test_what_is_no_run_cannot_be_resumed(config):
     with pytest.raises(UserError, match="is not a run"):
-        quiet(config(), resume=True)
-    Run.create(config().output, dataclasses.replace(config()).resolve(16).to_yaml())
-    with pytest.raises(UserError, match="holds nothing to go on from; train again"):
         quiet(config(), resume=True)
 
 

@@ -2,7 +2,7 @@
 
 from xnext.data._dataset import EpochSampler, ImageDataset, build_loader
 from xnext.data._decode import BadImageError, decode_image, find_images
-from xnext.data._load import load_data
+from xnext.data._load import absolute_spec, load_data
 from xnext.data._sources import (
     ArraySource,
     FileSource,
@@ -23,6 +23,7 @@ __all__ = [
     "ImageDataset",
     "ImageSource",
     "Preprocessing",
+    "absolute_spec",
     "build_eval_transform",
     "build_loader",
     "build_train_transform",

@@ -82,6 +82,19 @@ def load_data(spec: str, *, seed: int = 0) -> ImageData:
         raise UserError(f"{spec}: cannot be read ({error.strerror or error})") from error
 
 
+def absolute_spec(spec: str) -> str:
+    """Return a spec that names the same images from any working folder, where it names a folder."""
+    prefix = "hf:" if spec.startswith("hf:") else ""
+    target, question, options = spec.removeprefix(prefix).partition("?")
+    if spec == "digits" or spec.startswith("torch/") or not user_path(target).is_dir():
+        return spec
+    return (
+        f"{prefix}{user_path(target).resolve()}{question}{options}"
+        if prefix
+        else str(user_path(spec).resolve())
+    )
+
+
 def _parse_options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     target, _, query = spec.partition("?")
     options = {}

@@ -9,6 +9,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision import transforms
 
+from xnext._types import check_types
 from xnext.errors import UserError, suggest
 
 Augment = Literal["none", "flip", "light", "strong"]
@@ -40,6 +41,26 @@ class Preprocessing:
     interpolation: str
     crop_pct: float
     in_chans: int = 3
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.image_size < 1 or not 0 < self.crop_pct <= 1 or self.in_chans not in (1, 3):
+            raise UserError(
+                f"preprocessing: image_size {self.image_size} must be at least 1, crop_pct {self.crop_pct} "
+                f"above 0 up to 1, in_chans {self.in_chans} 1 or 3"
+            )
+        if not len(self.mean) == len(self.std) == self.in_chans or min(self.std) <= 0:
+            raise UserError(f"preprocessing: mean and std must have {self.in_chans} values, std more than 0")
+        if self.interpolation not in (
+            "nearest",
+            "bilinear",
+            "bicubic",
+            "box",
+            "hamming",
+            "lanczos",
+            "random",
+        ):
+            raise UserError(f"preprocessing: there is no interpolation {self.interpolation!r}")
 
     @classmethod
     def for_model(
@@ -97,7 +118,7 @@ class Preprocessing:
             raise UserError(f"preprocessing: unknown key {key!r}.{suggest(key, known)}")
         for key in known - {"in_chans"} - values.keys():
             raise UserError(f"preprocessing: key {key!r} is missing")
-        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        return cls(**values)
 
 
 # The first steps of evaluation: limit the aspect, resize, crop to a square picture.

@@ -29,6 +29,8 @@ class Classifier:
         named: Whether the checkpoint itself named the classes.
         preprocessing: How an image becomes the network's input.
         device: Where the model is.
+        data: The data spec that it was trained on, if the checkpoint says so.
+        seed: The seed of that training, which may have decided what was held out.
     """
 
     model: nn.Module
@@ -37,6 +39,8 @@ class Classifier:
     named: bool
     preprocessing: Preprocessing
     device: torch.device
+    data: str | None = None
+    seed: int = 0
 
     def class_index(self, target: str) -> int:
         """Return the index of a class given by its name or, failing that, by its index.
@@ -77,7 +81,7 @@ def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
     Raises:
         UserError: Nothing usable is there, or it belongs to another network.
     """
-    path = checkpoint
+    path, training = checkpoint, {}
     if checkpoint.is_dir():
         path = Run.open(checkpoint).best
         if not path.exists():
@@ -93,7 +97,11 @@ def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
         preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
         sizes = {"num_classes": len(classes), "in_chans": preprocessing.in_chans}
         network = create_variant(name, metadata["model_args"], **sizes)
-        load_checkpoint(network, path)
+        if (report := load_checkpoint(network, path)).new_classes:
+            raise UserError(
+                f"{path} has damaged metadata: {len(classes)} classes, but {report.new_classes[0]} outputs"
+            )
+        training = metadata.get("extra", {}).get("train_config", {})
     elif model is not None:
         name = model
         network, classes = _load_published(path, name)
@@ -108,6 +116,8 @@ def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
         name=name,
         classes=classes,
         named=metadata is not None,
+        data=training.get("data"),
+        seed=training.get("seed", 0),
         preprocessing=preprocessing,
         device=device,
     )
@@ -149,6 +159,10 @@ def most_probable(classifier: Classifier, inputs: Tensor, topk: int) -> list[tup
     """Return for each image of a batch [N, C, H, W] its ``topk`` classes with their probabilities."""
     with torch.inference_mode():
         logits = classifier.model(inputs.to(classifier.device))
+    if not logits.isfinite().all():
+        raise UserError(
+            f"the outputs of {classifier.name} are not finite; train again, or take other weights"
+        )
     top = logits.float().softmax(dim=1).topk(min(topk, len(classifier.classes)))
     return [
         tuple((classifier.classes[index], probability) for index, probability in zip(*row, strict=True))

@@ -22,9 +22,11 @@ from xnext._files import write_atomic
 from xnext._version import __version__
 from xnext.errors import UserError, shorten
 from xnext.models._layouts import LAYOUTS, recognise
+from xnext.models.layers import BlurPool2d
 
 _logger = logging.getLogger("xnext")
 _METADATA_KEY = "xnext"
+_METADATA_TYPES = {"model_name": str, "model_args": dict, "classes": list, "preprocessing": dict}
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # Where training scripts put the weights; the averaged ones are those that were published.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -119,9 +121,12 @@ def read_metadata(path: Path | str) -> dict[str, Any] | None:
         metadata = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"{path} has damaged metadata: {error}") from error
-    keys = ("model_name", "model_args", "classes", "preprocessing")
-    if not isinstance(metadata, dict) or any(key not in metadata for key in keys):
-        raise CheckpointError(f"{path} has damaged metadata: it must hold {', '.join(keys)}")
+    if not isinstance(metadata, dict) or any(
+        not isinstance(metadata.get(key), kind) for key, kind in _METADATA_TYPES.items()
+    ):
+        raise CheckpointError(f"{path} has damaged metadata: it must hold {', '.join(_METADATA_TYPES)}")
+    if not all(isinstance(name, str) for name in metadata["classes"]):
+        raise CheckpointError(f"{path} has damaged metadata: its classes must be names")
     return metadata
 
 
@@ -150,11 +155,16 @@ def load_checkpoint(model: nn.Module, path_or_state_dict: Path | str | Mapping[s
         source = str(path_or_state_dict)
         layout, state = read_weights(Path(path_or_state_dict))
     own = model.state_dict()
+    if any(tensor.is_meta for tensor in own.values()):
+        raise CheckpointError("the network is on the meta device; call model.to_empty(device=...) first")
     new_classes = _drop_other_classifier(state, own)
     # Checked below, so that a missing counter keeps its value.
     counters = tuple(key for key in own if key.endswith("num_batches_tracked") and key not in state)
     _check_fit(state, own, source, ignored=(*counters, *(_CLASSIFIER if new_classes else ())))
     model.load_state_dict(state, strict=not new_classes)
+    for module in model.modules():
+        if isinstance(module, BlurPool2d):  # its kernel is in no file, and unknown after to_empty
+            module.init_non_persistent_buffers()
     report = LoadReport(source, layout, new_classes, counters)
     if new_classes:
         _logger.warning("%s", report)

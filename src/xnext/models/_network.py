@@ -100,16 +100,27 @@ class Network(nn.Module):
         """Return the last linear layer."""
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Make a new classifier of ``num_classes`` (0: none) and change the pooling if one is named."""
+    def reset_classifier(
+        self, num_classes: int, global_pool: str | None = None, reset_other: bool = False
+    ) -> None:
+        """Make a new classifier of ``num_classes`` (0: none) and change the pooling if one is named.
+
+        Args:
+            num_classes: Its size.
+            global_pool: As timm names it; None keeps the pooling.
+            reset_other: Drop the norm and the hidden layers between pooling and classifier, too.
+
+        Raises:
+            ValueError: The new pooling does not fit the layers after it; nothing is changed.
+        """
         if num_classes < 0:
             raise ConfigError(f"num_classes={num_classes!r} must be 0, for no classifier, or more")
-        self._reset_head(num_classes, global_pool)
+        self._reset_head(num_classes, global_pool, reset_other=reset_other)
 
-    def _reset_head(self, num_classes: int, global_pool: str | None, in_features: int | None = None) -> None:
+    def _reset_head(self, num_classes: int, global_pool: str | None, **changes: Any) -> None:
         like = next(self.parameters())
+        self.head.reset(num_classes, global_pool, device=like.device, dtype=like.dtype, **changes)
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features, device=like.device, dtype=like.dtype)
         self.head_hidden_size = self.head.num_features
 
     def forward_intermediates(

@@ -184,16 +184,24 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
             raise ConfigError(
                 f"{key} of {name} cannot be None; leave it out for {getattr(_CONFIGS[name], key)!r}"
             )
-    return timm.create_model(model_name, **kwargs)
+    try:
+        return timm.create_model(model_name, **kwargs)
+    except RuntimeError as error:
+        if "Invalid pretrained tag" not in str(error):
+            raise
+        raise UserError(f"{name} has no weights tagged {model_name.partition('.')[2]!r}") from error
 
 
 def _require_model(model_name: str) -> str:
     """Return the name without the weight tag, once it is known that there is such a model."""
     name = model_name.partition(".")[0]
     if ":" not in model_name and "/" not in model_name and not timm.is_model(name):
-        hint = suggest(name, [*list_models(), *timm.list_models()]) or " `xnext models` lists them."
-        raise UserError(f"unknown model {name!r}.{hint}")
+        raise UserError(f"unknown model {name!r}.{_nearest(name)}")
     return name
+
+
+def _nearest(name: str) -> str:
+    return suggest(name, [*list_models(), *timm.list_models()]) or " `xnext models` lists them."
 
 
 def create_variant(model_name: str, model_args: Mapping[str, Any], **options: Any) -> nn.Module:
@@ -202,17 +210,25 @@ def create_variant(model_name: str, model_args: Mapping[str, Any], **options: An
     Args:
         model_name: As in ``create_model``.
         model_args: Fields of the config; of timm's own networks, which have none, nothing.
-        **options: Further keywords of ``create_model``.
+        **options: Further keywords of ``create_model``; 0 stands for leaving one out.
 
     Raises:
         UserError: As from ``create_model``, or ``model_args`` hold something else than fields.
     """
+    if not timm.is_model(model_name.partition(".")[0]):
+        raise UserError(f"unknown model {model_name!r}.{_nearest(model_name)}")
     name = _require_model(model_name)
     if name in _CONFIGS:
         _check_options(name, model_args, [field.name for field in fields(_CONFIGS[name])])
     elif model_args:
         raise UnknownOptionError(f"{name} is timm's own and takes no model_args; leave them out")
-    return create_model(model_name, **model_args, **options)
+    options = {key: value for key, value in options.items() if value or key == "num_classes"}
+    try:
+        return create_model(model_name, **model_args, **options)
+    except TypeError as error:  # timm's networks do not all take the same options
+        if name in _CONFIGS:
+            raise
+        raise UserError(f"{name} of timm's cannot be built with these options: {error}") from error
 
 
 def list_models(filter: str = "*") -> list[str]:

@@ -119,10 +119,10 @@ class BlurPool2d(nn.Module):
         self.channels = channels
         kernel = torch.empty(channels, 1, 3, 3, device=device, dtype=dtype)
         self.register_buffer("kernel", kernel, persistent=False)
-        self.reset_parameters()
+        self.init_non_persistent_buffers()
 
-    def reset_parameters(self) -> None:
-        """Compute the kernel, which no checkpoint holds; to be called after ``to_empty``."""
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the kernel, which no checkpoint holds; to be called after ``to_empty``, as timm does."""
         taps = torch.tensor([0.25, 0.5, 0.25])
         with torch.no_grad():
             self.kernel.copy_(torch.outer(taps, taps).expand_as(self.kernel))
@@ -285,34 +285,42 @@ class ClassifierHead(nn.Module):
         return nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
     def reset(
-        self, num_classes: int, pool_type: str | None = None, in_features: int | None = None, **dd: Any
+        self,
+        num_classes: int,
+        pool_type: str | None = None,
+        in_features: int | None = None,
+        reset_other: bool = False,
+        **dd: Any,
     ) -> None:
-        """Make a new classifier; change the pooling if one is named.
+        """Make a new classifier; change the pooling if one is named. A refused call changes nothing.
 
         Args:
             num_classes: As in the constructor.
             pool_type: New pooling, or None to keep it.
             in_features: New channels of the features; the norm and the hidden layers, made for the old
                 ones, go.
+            reset_other: Let the norm and the hidden layers go in any case.
             **dd: Device and dtype of the new layer.
 
         Raises:
             ValueError: The pooling changes the width that the norm or the hidden layers were made for.
         """
+        pool = self.global_pool if pool_type is None else SelectAdaptivePool2d(pool_type=pool_type)
+        width = (in_features or self.in_features) * pool.feat_mult()
         old_width = self.in_features * self.global_pool.feat_mult()
-        if pool_type is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=pool_type)
-            self.pooled = bool(pool_type)
-        if in_features is not None:
-            self.in_features = in_features
-            self.norm, self.hidden = nn.Identity(), nn.Sequential()
-        width = self.in_features * self.global_pool.feat_mult()
-        if isinstance(self.norm, nn.Identity) and len(self.hidden) == 0:
-            self.num_features = width
-        elif width != old_width:
+        bare = isinstance(self.norm, nn.Identity) and len(self.hidden) == 0
+        if in_features is not None or reset_other:
+            self.norm, self.hidden, bare = nn.Identity(), nn.Sequential(), True
+        elif width != old_width and not bare:
             raise ValueError(
-                f"pooling {pool_type!r} gives {width} features, but the head was made for {old_width}"
+                f"pooling {pool_type!r} gives {width} features, but the head was made for {old_width}; "
+                "use reset_other=True to drop its norm and hidden layers"
             )
+        self.global_pool = pool
+        self.pooled = bool(pool.pool_type)
+        self.in_features = in_features or self.in_features
+        if bare:
+            self.num_features = width
         self.fc = self._classifier(num_classes, **dd)
         self.train(self.training)
 

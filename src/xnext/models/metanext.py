@@ -74,8 +74,8 @@ class MetaNeXtConfig:
         for field in ("kernel_size", "square_kernel_size", "band_kernel_size"):
             check_odd(field, getattr(self, field))
         check_stages(self, "depths", "dims", "strides", "mlp_ratios")
-        most = 1 / 3 if self.mixer == "inception" else 1
-        if not 0 < self.branch_ratio <= most or int(min(self.dims) * self.branch_ratio) < 1:
+        most = {"inception": 1 / 3, "partial": 1}.get(self.mixer)  # the other mixers have no branches
+        if most and (not 0 < self.branch_ratio <= most or int(min(self.dims) * self.branch_ratio) < 1):
             raise ConfigError(
                 f"branch_ratio={self.branch_ratio!r} must be at most {most:.3g}, "
                 f"and large enough for one channel of {min(self.dims)}"

@@ -95,6 +95,8 @@ class XceptionConfig:
             check_positive(field, getattr(self, field))
         for field in ("stem_stride", "expansion", "exit_dim"):
             check_positive(field, getattr(self, field))
+        if self.head_widths:
+            check_positive("head_widths", self.head_widths)
         if self.middle_depth < 0:
             raise ConfigError(f"middle_depth={self.middle_depth!r} must be 0 or more")
         if self.segments is not None:

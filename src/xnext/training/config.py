@@ -17,6 +17,7 @@ from xnext.training.schedule import LEARNING_RATES, learning_rate, parse_duratio
 
 # The learning rate starts and ends at this share of its peak, unless told otherwise.
 _LOWEST = 0.01
+_LARGEST_IMAGE = 4096  # pixels a side; more is a typing error, and takes all memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +199,7 @@ class TrainConfig:
         """Raise a ``UserError`` for the first number that is out of its range."""
         ranges: dict[str, tuple[float, float]] = {
             "epochs": (1, math.inf),
-            "image_size": (1, math.inf),
+            "image_size": (1, _LARGEST_IMAGE),
             "batch_size": (2, math.inf),
             "device_batch_size": (1, math.inf),
             "momentum": (0, 1),
@@ -218,7 +219,7 @@ class TrainConfig:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not (low <= value <= high):
+            if value is not None and not (low <= value <= high and value < math.inf):
                 limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 raise UserError(f"{name} is {value}; it must be {limits}")
         for name in ("label_smoothing", "drop_rate", "drop_path_rate", "model_ema"):

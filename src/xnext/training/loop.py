@@ -13,7 +13,7 @@ from xnext.errors import UserError
 from xnext.training.config import TrainConfig
 from xnext.training.interrupts import Interrupts
 from xnext.training.pictures import draw_confusion, draw_curves
-from xnext.training.progress import Display
+from xnext.training.progress import Display, Screen
 from xnext.training.run import Run, require_free
 from xnext.training.setup import Setup, prepare
 from xnext.training.trainer import Trainer
@@ -41,7 +41,7 @@ def train(
             removed.
         Stopped: SIGINT or SIGTERM came; all is saved.
     """
-    console = console or Console()
+    console = console or Screen()
     started = time.perf_counter()
     if resume:
         run = Run.open(config.output)

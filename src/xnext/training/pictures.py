@@ -8,6 +8,8 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from xnext._figures import printable
+
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#8A8A8A"
 
@@ -123,6 +125,6 @@ def _list_confusions(axes: Axes, shares: np.ndarray, names: Sequence[str]) -> No
 
 
 def _shorten(name: str) -> str:
-    """Cut a long class name, so that it leaves room for the picture; a dollar sign would start a formula."""
-    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
-    return short.replace("$", r"\$")
+    """Cut a long class name, so that it leaves room for the picture."""
+    name = printable(name)
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

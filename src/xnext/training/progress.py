@@ -18,6 +18,14 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (  # key in the metrics, heading, f
 )
 
 
+class Screen(Console):
+    """rich's console, which leaves a closed pipe to the caller instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Pass on the error that is being handled."""
+        raise
+
+
 class Display:
     """Shows a training; use it as a context manager, so that the bar is taken down in the end."""
 

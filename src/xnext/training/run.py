@@ -1,5 +1,6 @@
 """A run directory: all that a training leaves, in one folder that later commands take."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xnext._files import make_folder, write_atomic, write_error
+from xnext._files import is_temporary, make_folder, write_atomic, write_error
 from xnext._yaml import read_yaml
 from xnext.errors import UserError
 from xnext.training.config import TrainConfig
@@ -43,7 +44,7 @@ class Run:
         self.bad_images = path / "bad_images.txt"
         self.best = path / "checkpoints" / "best.safetensors"
         self.last = path / "checkpoints" / "last.safetensors"
-        self._made_folder = False
+        self._made: list[Path] = []
         self.curves = path / "curves.png"
         self.confusion = path / "confusion.png"
 
@@ -70,20 +71,25 @@ class Run:
         """
         require_free(path)
         run = cls(path)
-        run._made_folder = not path.exists()
+        run._made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
         try:
             make_folder(run.best.parent)
-            write_atomic(run.config, (_HEADER + config_yaml).encode())
+            write_atomic(run.config, (_HEADER + config_yaml).encode("utf-8", "replace"))
         except UserError:
             run.discard()
             raise
         return run
 
     def discard(self) -> None:
-        """Remove all that the run has written, and its folder unless it was there before."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if not self._made_folder:
-            self.path.mkdir(exist_ok=True)
+        """Remove all that the run has written, and the folders that were made for it."""
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else may have put something there
+            for folder in self._made:
+                folder.rmdir()
 
     def read_config(self) -> TrainConfig:
         """Return what the run was told, with its folder as the output.
@@ -104,7 +110,7 @@ class Run:
 
     def append_bad_images(self, names: Iterable[str]) -> None:
         """Add names to `bad_images.txt`, one a line."""
-        _append(self.bad_images, "\n".join(names))
+        _append(self.bad_images, "\n".join(name.replace("\n", "\\n") for name in names))
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Return the epochs done so far, first to last."""
@@ -112,7 +118,10 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the result of the training to `summary.json`."""
-        write_atomic(self.summary, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(
+            self.summary,
+            (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace"),
+        )
 
 
 def require_free(path: Path) -> None:
@@ -122,7 +131,7 @@ def require_free(path: Path) -> None:
         UserError: Something is there already, or it cannot be looked at.
     """
     try:
-        taken = (path.exists() or path.is_symlink()) and not (path.is_dir() and not any(path.iterdir()))
+        taken = (path.exists() or path.is_symlink()) and not (path.is_dir() and _is_free(path))
     except OSError as error:
         raise write_error(path, error) from error
     if taken:
@@ -136,7 +145,13 @@ def require_free(path: Path) -> None:
         raise UserError(f"cannot create {path}: no permission to write in {parent}; choose another --output")
 
 
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty but for what a training that was killed at its very start leaves."""
+    rest = [entry for entry in folder.rglob("*") if not is_temporary(entry)]
+    return all(entry == Run(folder).best.parent for entry in rest)
+
+
 def _append(path: Path, text: str) -> None:
     """Add lines to a file that is small enough to be written anew, so that it never ends in half a line."""
     before = path.read_bytes() if path.exists() else b""
-    write_atomic(path, before + text.encode() + b"\n")
+    write_atomic(path, before + text.encode("utf-8", "surrogateescape") + b"\n")

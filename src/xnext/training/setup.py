@@ -1,5 +1,6 @@
 """From a config to all that a training needs; a user's mistake shows here, before a file is written."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from xnext.data import (
     ImageData,
     ImageDataset,
     Preprocessing,
+    absolute_spec,
     build_eval_transform,
     build_loader,
     build_train_transform,
@@ -95,7 +97,8 @@ def prepare(config: TrainConfig) -> Setup:
     preprocessing = Preprocessing.for_model(model, config.image_size, config.crop_pct)
     check_image_size(model, preprocessing.image_size, config.model)
     report = load_checkpoint(model, _weights_file(config.checkpoint)) if config.checkpoint else None
-    config = config.resolve(preprocessing.image_size)
+    # Absolute, so that later commands find the images from any folder.
+    config = dataclasses.replace(config.resolve(preprocessing.image_size), data=absolute_spec(config.data))
     train_loader, val_loader = build_loaders(config, *build_datasets(config, data, preprocessing))
     sampler = train_loader.sampler
     assert isinstance(sampler, EpochSampler)
@@ -234,8 +237,11 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     if config.layer_decay is not None:
         given["layer_decay"] = config.layer_decay
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model, opt=config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **given
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {config.optimizer}: {error}; change its options") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(f"optimizer {config.optimizer} needs second derivatives; choose another")
+    return optimizer

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xnext._files import is_temporary
 from xnext._random import STEP, derive_seed, seed_all
 from xnext.errors import UserError
 from xnext.evaluation.accuracy import Accuracy
@@ -112,6 +113,7 @@ class Trainer:
             Stopped: A signal came; everything is saved.
         """
         progress = self.progress
+        self._bad_train.add(self._setup.train_loader.dataset.bad_images)  # a set in memory knows them all
         display.advance(progress.epoch, progress.updates, math.nan, 0)
         while progress.epoch <= self._setup.config.epochs:
             self._train_epoch(display, interrupts)
@@ -277,16 +279,16 @@ class Trainer:
     def restore(self) -> list[str]:
         """Go back to the newest state that is whole, and make the run's lists agree with it.
 
+        Without one the training begins anew, as it began.
+
         Returns:
             A line for each damaged state.
-
-        Raises:
-            UserError: No state is whole.
         """
+        for left in filter(is_temporary, self._run.path.rglob("*.tmp")):
+            left.unlink(missing_ok=True)
         state, damaged = self._states.load()
         if state is None:
-            reasons = f": {'; '.join(damaged)}" if damaged else ""
-            raise UserError(f"{self._run.path} holds nothing to go on from{reasons}; train again")
+            return damaged
         setup = self._setup
         self._trained.load_state_dict(state["model"])
         setup.optimizer.load_state_dict(state["optimizer"])
