@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from xnext._random import EPOCH, PICTURE, derive_seed, seeded
+from xnext._random import EPOCH, PICTURE, derive_seed, seed_cpu
 from xnext.data._decode import BadImageError
 from xnext.data._sources import ImageSource
 from xnext.data._transforms import Transform
@@ -23,10 +23,10 @@ _SAMPLE = 32  # pictures read to estimate the rest
 class ImageDataset(Dataset):
     """Transformed pictures of a source, each with its label.
 
-    An item, asked for by its index or as an ``EpochSampler`` does, is ``(image, label, bad_index)``: float32
-    ``[C, H, W]``, the class, and -1. Of a picture that cannot be read, ``bad_index`` is its place in the
-    source. In training the next readable picture stands in for it, with that one's label; in evaluation the
-    image is zero and the label -1, for the caller to leave out.
+    An item is ``(image, label, bad_index)``: float32 ``[C, H, W]``, the class, and -1. It is asked for by its
+    index, or by index and a seed, which all generators of the process then get. Of a picture that cannot be
+    read, ``bad_index`` is its place in the source. In training the next readable picture stands in for it,
+    with that one's label; in evaluation the image is zero and the label -1, for the caller to leave out.
 
     A small set is decoded once and kept in memory, and then ``bad_images`` is complete from the start. Worker
     processes share that memory where they are forked and copy it where they are spawned.
@@ -66,8 +66,8 @@ class ImageDataset(Dataset):
         if isinstance(place, int):
             return self._item(place)
         index, seed = place
-        with seeded(seed):
-            return self._item(index)
+        seed_cpu(seed)
+        return self._item(index)
 
     def _item(self, index: int) -> tuple[Tensor, int, int]:
         image = self._read(index)
