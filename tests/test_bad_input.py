@@ -590,6 +590,7 @@ def test_damaged_metadata(fails, damaged, tmp_path, damage, names):
 
 def test_a_closed_pipe_ends_a_training_without_a_word_or_a_rest(data, tmp_path):
     words = [sys.executable, "-m", "xnext", *TRAIN, "--data", str(data), "--output", str(tmp_path / "run")]
+    words += ["--epochs", "20"]  # long enough for the reader to be gone
     line = f"{shlex.join(words)} | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (141, "")
