@@ -215,9 +215,9 @@ def create_variant(model_name: str, model_args: Mapping[str, Any], **options: An
     Raises:
         UserError: As from ``create_model``, or ``model_args`` hold something else than fields.
     """
-    if not timm.is_model(model_name.partition(".")[0]):
+    name = model_name.partition(".")[0]
+    if not timm.is_model(name):
         raise UserError(f"unknown model {model_name!r}.{_nearest(model_name)}")
-    name = _require_model(model_name)
     if name in _CONFIGS:
         _check_options(name, model_args, [field.name for field in fields(_CONFIGS[name])])
     elif model_args:
