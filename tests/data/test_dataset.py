@@ -226,3 +226,12 @@ def test_bad_pictures_are_reported_from_workers():
     dataset = ImageDataset(CountingSource(6, bad=[2]), EVAL, training=True, cache=False)
     bad = torch.cat([bad for _, _, bad in build_loader(dataset, batch_size=3, workers=1)])
     assert bad.tolist() == [-1, -1, 2, -1, -1, -1]
+
+
+def test_several_labels_a_picture_come_as_ones_and_zeros(tmp_path):
+    labels = np.array([[True, False, True], [False, False, False]])
+    source = ArraySource(np.zeros((2, 8, 8), np.uint8), np.zeros(2), "set")
+    source.labels = labels
+    _, batch, bad = next(iter(build_loader(ImageDataset(source, EVAL, training=False), batch_size=2)))
+    assert batch.dtype == torch.float32 and batch.tolist() == labels.astype(float).tolist()
+    assert bad.tolist() == [-1, -1]

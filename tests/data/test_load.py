@@ -180,6 +180,16 @@ def test_classes_of_one_size_are_split_apart():
     assert not np.array_equal(val[:10], val[10:] - 50)
 
 
+def test_with_several_labels_rare_classes_are_on_both_sides():
+    labels = np.random.default_rng(0).random((400, 6)) < [0.5, 0.3, 0.02, 0.1, 0.02, 0.7]
+    train, val = stratified_split(labels, "abcdef", seed=1)
+    assert sorted([*train, *val]) == list(range(400))
+    assert labels[train].any(axis=0).all() and labels[val].any(axis=0).all()
+    assert 0.15 < len(val) / 400 < 0.25
+    assert np.array_equal(stratified_split(labels, "abcdef", seed=1)[1], val)
+    assert not np.array_equal(stratified_split(labels, "abcdef", seed=2)[1], val)
+
+
 def test_data_needs_labelled_pictures_in_every_class():
     def source(*labels):
         return FileSource([f"{i}.png" for i in range(len(labels))], np.array(labels))

@@ -23,10 +23,11 @@ _SAMPLE = 32  # pictures read to estimate the rest
 class ImageDataset(Dataset):
     """Transformed pictures of a source, each with its label.
 
-    An item is ``(image, label, bad_index)``: float32 ``[C, H, W]``, the class, and -1. It is asked for by its
-    index, or by index and a seed, which all generators of the process then get. Of a picture that cannot be
-    read, ``bad_index`` is its place in the source. In training the next readable picture stands in for it,
-    with that one's label; in evaluation the image is zero and the label -1, for the caller to leave out.
+    An item is ``(image, label, bad_index)``: float32 ``[C, H, W]``, the class (or float32 ``[classes]``, 1
+    for each class of the picture), and -1. It is asked for by its index, or by index and a seed, which all
+    generators of the process then get. Of a picture that cannot be read, ``bad_index`` is its place in the
+    source. In training the next readable picture stands in for it, with that one's label; in evaluation the
+    image is zero and the label -1, for the caller to leave out.
 
     A small set is decoded once and kept in memory, and then ``bad_images`` is complete from the start. Worker
     processes share that memory where they are forked and copy it where they are spawned.
@@ -62,26 +63,30 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: int | tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, place: int | tuple[int, int]) -> tuple[Tensor, int | np.ndarray, int]:
         if isinstance(place, int):
             return self._item(place)
         index, seed = place
         seed_cpu(seed)
         return self._item(index)
 
-    def _item(self, index: int) -> tuple[Tensor, int, int]:
+    def _item(self, index: int) -> tuple[Tensor, int | np.ndarray, int]:
         image = self._read(index)
         if image is not None:
-            return self.transform(image), int(self.source.labels[index]), -1
+            return self.transform(image), self._label(index), -1
         if not self.training:
             blank = Image.new("RGB", (1, 1))
-            return torch.zeros_like(self.transform(blank)), -1, index
+            return torch.zeros_like(self.transform(blank)), self._label(index) * 0 - 1, index
         for step in range(1, len(self)):
             other = (index + step) % len(self)
             image = self._read(other)
             if image is not None:
-                return self.transform(image), int(self.source.labels[other]), index
+                return self.transform(image), self._label(other), index
         raise self._all_bad()
+
+    def _label(self, index: int) -> int | np.ndarray:
+        label = self.source.labels[index]
+        return label.astype(np.float32) if label.ndim else int(label)
 
     def _read(self, index: int) -> Image.Image | None:
         if self._cache is not None:

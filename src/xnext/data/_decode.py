@@ -49,14 +49,25 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     Raises:
         BadImageError: It is missing, empty, truncated, no image, or too large.
     """
-    if isinstance(source, bytes):
-        return _decode_stream(io.BytesIO(source), name or "image")
-    name = name or str(source)
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    return _decode_stream(io.BytesIO(read_image(source, name) if isinstance(source, Path) else source), name)
+
+
+def read_image(path: Path, name: str | None = None) -> bytes:
+    """Return the bytes of a picture's file.
+
+    Args:
+        path: The file.
+        name: What to call it in an error; by default its path.
+
+    Raises:
+        BadImageError: There is no such file, or it cannot be opened.
+    """
+    name = name or str(path)
     try:
-        if source.exists() and not source.is_file():
+        if path.exists() and not path.is_file():
             raise BadImageError(name, "is not a file")
-        with source.open("rb") as stream:
-            return _decode_stream(stream, name)
+        return path.read_bytes()
     except OSError as error:
         raise BadImageError(name, f"cannot be opened ({error.strerror or error})") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xnext.data._decode import decode_image
+from xnext.data._decode import decode_image, read_image
 from xnext.errors import UserError, shorten
 
 VAL_SHARE = 0.2
@@ -20,7 +20,7 @@ class ImageSource(ABC):
     """Labelled pictures that are read one at a time.
 
     Attributes:
-        labels: int64 ``[N]``, the class of each picture.
+        labels: int64 ``[N]``, the class of each picture; or bool ``[N, classes]``, true for each of its classes.
     """
 
     labels: np.ndarray
@@ -33,12 +33,20 @@ class ImageSource(ABC):
         """Return what a user finds picture ``index`` by: its file, or its place in the set."""
 
     @abstractmethod
+    def content(self, index: int) -> bytes:
+        """Return the bytes of picture ``index`` as they are stored; equal ones are the same picture.
+
+        Raises:
+            BadImageError: They cannot be read.
+        """
+
     def read(self, index: int) -> Image.Image:
         """Return picture ``index`` as RGB.
 
         Raises:
             BadImageError: It cannot be read.
         """
+        return decode_image(self.content(index), self.name(index))
 
 
 class ArraySource(ImageSource):
@@ -59,6 +67,10 @@ class ArraySource(ImageSource):
         """Return the set's name and the picture's place in it."""
         return f"{self._name}[{index}]"
 
+    def content(self, index: int) -> bytes:
+        """Return the pixels of picture ``index``."""
+        return self.images[index].tobytes()
+
     def read(self, index: int) -> Image.Image:
         """Return picture ``index`` as RGB."""
         return Image.fromarray(self.images[index]).convert("RGB")
@@ -69,20 +81,20 @@ class FileSource(ImageSource):
 
     Args:
         files: Their paths.
-        labels: The class of each, ``[N]``.
+        labels: As ``ImageSource.labels``.
     """
 
     def __init__(self, files: Sequence[Path | str], labels: np.ndarray):
         self._files = [str(file) for file in files]  # strings: a tenth of the memory of Path objects
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.labels = labels
 
     def name(self, index: int) -> str:
         """Return the path of picture ``index``."""
         return self._files[index]
 
-    def read(self, index: int) -> Image.Image:
-        """Decode the file of picture ``index``."""
-        return decode_image(Path(self._files[index]))
+    def content(self, index: int) -> bytes:
+        """Read the file of picture ``index``."""
+        return read_image(Path(self._files[index]))
 
 
 class HubSource(ImageSource):
@@ -91,14 +103,14 @@ class HubSource(ImageSource):
     Args:
         rows: A ``datasets.Dataset`` whose image column is cast to ``Image(decode=False)``.
         column: The name of that column.
-        labels: The class of each row, ``[N]``.
+        labels: As ``ImageSource.labels``.
         name: What the set is called.
     """
 
     def __init__(self, rows: Any, column: str, labels: np.ndarray, name: str):
         self._rows = rows
         self._column = column
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.labels = labels
         self._name = name
 
     def name(self, index: int) -> str:
@@ -106,12 +118,12 @@ class HubSource(ImageSource):
         path = (self._rows[index][self._column] or {}).get("path")
         return f"{self._name}[{index}]" + (f" ({path})" if path else "")
 
-    def read(self, index: int) -> Image.Image:
-        """Decode row ``index``."""
+    def content(self, index: int) -> bytes:
+        """Return the image of row ``index``."""
         cell = self._rows[index][self._column] or {}  # a missing picture is a null cell
         if cell.get("bytes") is None and cell.get("path"):
-            return decode_image(Path(cell["path"]))
-        return decode_image(cell.get("bytes") or b"", self.name(index))
+            return read_image(Path(cell["path"]))
+        return cell.get("bytes") or b""
 
 
 class _SubsetSource(ImageSource):
@@ -124,6 +136,9 @@ class _SubsetSource(ImageSource):
 
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))
+
+    def content(self, index: int) -> bytes:
+        return self._source.content(int(self._indices[index]))
 
     def read(self, index: int) -> Image.Image:
         return self._source.read(int(self._indices[index]))
@@ -141,8 +156,8 @@ class ImageData:
         mirror: Whether a mirrored picture is still of its class (not so for digits).
 
     Raises:
-        UserError: There are fewer than two classes, a class without training pictures, nothing held out, or a
-            label that is no class.
+        UserError: There are fewer than two classes (one, if several may be in a picture), a class without
+            training pictures, nothing held out, or a label that is no class.
     """
 
     name: str
@@ -152,22 +167,35 @@ class ImageData:
     mirror: bool = True
 
     def __post_init__(self) -> None:
-        if len(self.classes) < 2:
+        if len(self.classes) < (1 if self.multilabel else 2):
             only = f" ({self.classes[0]!r})" if self.classes else ""
             raise UserError(f"{self.name}: {len(self.classes)} class{only}; a classifier needs at least two")
         for part, source in (("training", self.train), ("held-out", self.val)):
             if not len(source):
                 raise UserError(f"{self.name}: no {part} images")
+            if self.multilabel:
+                continue
             odd = source.labels[(source.labels < 0) | (source.labels >= len(self.classes))]
             if len(odd):
                 without = f"{len(odd)} {part} images without a class (label {odd[0]})"
                 raise UserError(f"{self.name}: {without}; choose a labelled split")
-        counts = np.bincount(self.train.labels, minlength=len(self.classes))
+        counts = self.count(self.train)
         empty = [name for name, count in zip(self.classes, counts, strict=True) if not count]
         if empty:
             raise UserError(
                 f"{self.name}: no training images of {shorten(empty)}; add some or drop the class"
             )
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a picture may have several classes, or none."""
+        return self.train.labels.ndim == 2
+
+    def count(self, source: ImageSource) -> np.ndarray:
+        """Return how many pictures of one of the two parts each class is in, ``[classes]``."""
+        if self.multilabel:
+            return source.labels.sum(axis=0)
+        return np.bincount(source.labels, minlength=len(self.classes))
 
 
 def user_path(text: str) -> Path:
@@ -185,10 +213,12 @@ def user_path(text: str) -> Path:
 def stratified_split(labels: np.ndarray, classes: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out ``VAL_SHARE`` of every class, at least one picture, by chance.
 
-    A class is split the same way whatever the others hold.
+    Where a picture has one class, each class is split the same way whatever the others hold. Where it may
+    have several, the rarest class is split first, and then of each next one what is not yet on either side
+    (after Sechidis et al. 2011), so that rare classes are on both.
 
     Args:
-        labels: The class of each picture, ``[N]``.
+        labels: As ``ImageSource.labels``.
         classes: The class names, for errors.
         seed: The same seed gives the same split.
 
@@ -198,17 +228,25 @@ def stratified_split(labels: np.ndarray, classes: Sequence[str], seed: int) -> t
     Raises:
         UserError: A class has fewer than two pictures.
     """
-    train, val = [], []
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(labels == label)
-        if len(members) < 2:
-            few = "1 image" if len(members) else "no image"
+    groups = [
+        np.flatnonzero(labels[:, label] if labels.ndim == 2 else labels == label)
+        for label in range(len(classes))
+    ]
+    for group, name in zip(groups, classes, strict=True):
+        if len(group) < 2:
+            few = "1 image" if len(group) else "no image"
             raise UserError(f"class {name!r} has {few}; add some, for it takes one to learn and one to check")
-        members = np.random.default_rng([seed, label]).permutation(members)
-        held_out = max(1, round(VAL_SHARE * len(members)))
-        val.append(members[:held_out])
-        train.append(members[held_out:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
+    held_out, free = np.zeros(len(labels), dtype=bool), np.ones(len(labels), dtype=bool)
+    rarest_first = sorted(range(len(classes)), key=lambda label: len(groups[label]))
+    for label in rarest_first:
+        members = groups[label]
+        least = 0 if held_out[members].any() else 1
+        members = np.random.default_rng([seed, label]).permutation(members[free[members]])
+        held_out[members[: max(least, round(VAL_SHARE * len(members)))]] = True
+        free[members] = False
+    rest = np.random.default_rng([seed, len(classes)]).permutation(np.flatnonzero(free))  # of no class
+    held_out[rest[: round(VAL_SHARE * len(rest))]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def hold_out(

@@ -45,7 +45,7 @@ def evaluate(
 
     Args:
         model: Maps images [N, channels, height, width] to logits [N, num_classes]; already on ``device``.
-        loader: Batches of images, labels [N] (-1: could not be read) and source indices [N] (-1: was read).
+        loader: Batches of images, labels [N] and source indices [N] of what could not be read (-1: was read).
         num_classes: Classes that labels and logits run over.
         device: Where the forward pass and the counting happen.
 
@@ -62,7 +62,7 @@ def evaluate(
         with torch.inference_mode():
             for images, labels, bad in loader:
                 bad_images += bad[bad >= 0].tolist()
-                readable = labels >= 0
+                readable = bad < 0
                 if not readable.any():
                     continue
                 labels = labels[readable].to(device, non_blocking=True)
