@@ -20,6 +20,7 @@ from rich.table import Table
 
 from xnext._figures import write_figure
 from xnext._parser import ConfigFile, Parser, config_first
+from xnext._processes import is_first, is_restarted, leave
 from xnext._version import __version__
 from xnext.data import (
     ImageData,
@@ -32,11 +33,11 @@ from xnext.data import (
     load_data,
 )
 from xnext.errors import UserError
-from xnext.evaluation.accuracy import evaluate
+from xnext.evaluation.accuracy import METRICS, evaluate
 from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.evaluation.predict import Classifier, load_classifier, predict
 from xnext.models import create_model, list_models
-from xnext.training import TrainConfig, train
+from xnext.training import Run, TrainConfig, train
 from xnext.training.interrupts import Stopped
 from xnext.training.progress import Screen
 from xnext.training.recipes import find_recipe, list_recipes
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except Stopped as stopped:
-        print("xnext:", stopped, file=sys.stderr)
+        if is_first():
+            print("xnext:", stopped, file=sys.stderr)
         return 128 + stopped.signal
     except UserError as error:
         return _fail(str(error))
@@ -90,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     """Print one error line and return the exit code that goes with it."""
-    print("xnext: error:", " ".join(message.split()), file=sys.stderr)
+    process = "" if is_first() else f" (process {os.environ['RANK']})"
+    print(f"xnext: error{process}:", " ".join(message.split()), file=sys.stderr)
     return _MISTAKE
 
 
@@ -158,14 +161,18 @@ class _Options(ConfigFile):
 def _train(arguments: Namespace) -> int:
     values = vars(arguments)
     config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
-    if arguments.resume is not None:
+    resume = arguments.resume is not None
+    if resume:
         config = dataclasses.replace(config, output=arguments.resume)
-    summary = train(config, resume=arguments.resume is not None, force=arguments.force)
-    run = config.output
-    print(
-        f"best: {summary['best_val_top1']:.2f} % top-1, after epoch {summary['best_epoch']}; all is in {run}"
-    )
-    print(f"next: xnext evaluate {run}, or xnext predict IMAGE --checkpoint {run}")
+    elif is_restarted():
+        resume = Run(config.output).config.is_file()
+    summary = train(config, resume=resume, force=arguments.force)
+    leave()
+    if is_first():
+        run, name = config.output, next(name for name in METRICS if f"best_val_{name}" in summary)
+        best = f"{summary[f'best_val_{name}']:.2f} % {METRICS[name]}"
+        print(f"best: {best}, after epoch {summary['best_epoch']}; all is in {run}")
+        print(f"next: xnext evaluate {run}, or xnext predict IMAGE --checkpoint {run}")
     return 0
 
 
@@ -213,14 +220,12 @@ def _evaluate(arguments: Namespace) -> int:
         num_classes=len(data.classes),
         device=classifier.device,
     )
-    if not math.isfinite(result.loss):
+    if not math.isfinite(result.metrics["loss"]):
         raise UserError(f"the outputs of {checkpoint} are not finite; train again, or take other weights")
     report = {
         "model": classifier.name,
         "data": data.name,
-        "top1": result.top1,
-        "top5": result.top5,
-        "loss": result.loss,
+        **result.metrics,
         "images": result.images,
         "bad_images": [data.val.name(index) for index in result.bad_images],
         "seconds": round(time.perf_counter() - started, 3),
