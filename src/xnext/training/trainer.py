@@ -150,6 +150,8 @@ class Trainer:
                 display.note(f"{error}; {self._roll_back(error)}")
                 continue
             self._finish_epoch(row, measurement, display)
+        if self.progress.epoch <= self._setup.config.epochs:
+            display.note(f"no better for {self._setup.config.patience} epochs: the training ends")
 
     def _train_epoch(self, display: Display, interrupts: Interrupts) -> None:
         """Take the training images that this epoch has not had yet."""
