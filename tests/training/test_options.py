@@ -9,8 +9,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
+from xnext.training import setup as building
 from xnext.training.interrupts import Interrupts
 from xnext.training.progress import Display
 from xnext.training.setup import prepare
@@ -197,6 +197,15 @@ def test_without_tensorboard_nothing_of_it_is_written(config):
     assert not (config().output / "tensorboard").exists()
 
 
-def test_two_ways_to_start_are_one_too_many(config, tmp_path):
-    with pytest.raises(UserError, match="pretrained and checkpoint both"):
-        config(pretrained=True, checkpoint=tmp_path)
+def test_published_weights_are_asked_for_unless_a_checkpoint_is_given(config, monkeypatch, tmp_path):
+    quiet(config(epochs=1))
+    asked = []
+    whole = building.create_variant
+    monkeypatch.setattr(
+        building,
+        "create_variant",
+        lambda *args, pretrained, **rest: asked.append(pretrained) or whole(*args, **rest),
+    )
+    building.prepare(config(pretrained=True))
+    report = building.prepare(config(pretrained=True, checkpoint=config().output)).report
+    assert asked == [True, False] and report is not None

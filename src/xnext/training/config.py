@@ -76,7 +76,7 @@ class TrainConfig:
         keep: States to go on from that stay: the newest ones.
         seed: Start of every random choice: weights, order, augmentation, split.
         checkpoint: Weights to start from, a file or a run; a head for other classes is initialised anew.
-        pretrained: Start from the network's published weights.
+        pretrained: Start from the network's published weights, unless there is a checkpoint.
         model_args: Further fields of the network's config, e.g. `{"strides": [1, 2, 2, 2]}`.
         loader: images: decode and change them one by one; memory: keep small images, up to 127 pixels,
             decoded in one array and change them in batches on the device.
@@ -159,8 +159,6 @@ class TrainConfig:
             raise UserError(
                 f"mixup and cutmix pair the images of a batch: batch_size {self.batch_size} must be even"
             )
-        if self.pretrained and self.checkpoint is not None:
-            raise UserError("pretrained and checkpoint both give weights to start from; leave one out")
         for name in ("warmup", "decay_every", "save_every", "freeze"):
             try:
                 parse_duration(getattr(self, name) or 0)

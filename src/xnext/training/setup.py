@@ -169,7 +169,7 @@ def _build(config: TrainConfig, accelerator: Accelerator) -> Setup:
         num_classes=len(data.classes),
         drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
-        pretrained=config.pretrained,
+        pretrained=config.pretrained and config.checkpoint is None,
     )
     preprocessing = Preprocessing.for_model(network, config.image_size, config.crop_pct)
     check_image_size(network, preprocessing.image_size, config.model)
