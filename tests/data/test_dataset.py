@@ -1,7 +1,6 @@
 import random
 from itertools import chain
 
-import accelerate
 import numpy as np
 import pytest
 import torch
@@ -180,19 +179,6 @@ def test_batch_types():
     assert images.shape == (4, 3, 8, 8)
 
 
-def test_accelerate_passes_the_epoch_on():
-    """A prepared loader counts epochs itself; set_epoch on it must decide, as after a resume."""
-    dataset = ImageDataset(CountingSource(30), EVAL, training=True)
-    plain = build_loader(dataset, batch_size=7, shuffle=True, seed=2)
-    plain.sampler.set_epoch(5)
-    expected = epoch_labels(plain)
-    prepared = accelerate.Accelerator(cpu=True).prepare(
-        build_loader(dataset, batch_size=7, shuffle=True, seed=2)
-    )
-    prepared.set_epoch(5)
-    assert epoch_labels(prepared) == expected
-
-
 # Worker processes
 
 
@@ -207,7 +193,7 @@ def test_workers_repeat_an_epoch_exactly():
         loader = build_loader(noisy_dataset(), batch_size=5, shuffle=True, seed=3, workers=2)
         random.seed(disturb)
         torch.manual_seed(disturb)
-        loader.sampler.set_epoch(number)
+        loader.batch_sampler.order.set_epoch(number)
         return torch.cat([images for images, _, _ in loader])
 
     first = epoch(4, disturb=0)

@@ -43,8 +43,8 @@ def losses(model: str) -> list[float]:
             setup = prepare(config)
             trainer = Trainer(setup, Run.create(config.output, ""))
             setup.freeze(False, 0)
-            setup.sampler.set_epoch(1)
-            steps = islice(setup.train_loader, STEPS)
+            setup.batches.order.set_epoch(1)
+            steps = islice(setup.batches.train, STEPS)
             return [trainer._step(images, labels).loss.item() for images, labels, _ in steps]
     finally:
         torch.set_num_threads(threads)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from xnext.data import SharedBatches
 from xnext.errors import UserError
 from xnext.training import Run
-from xnext.training.setup import plan_batches, prepare
+from xnext.training.batches import plan_batches
+from xnext.training.setup import prepare
 
 MEASURED = ("images_per_second", "memory_mib", "seconds")
 DIGITS = {

@@ -9,6 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
 from xnext.training import setup as building
 from xnext.training.interrupts import Interrupts
@@ -23,7 +24,7 @@ def quiet(config: TrainConfig, **how):
 
 
 def first_batch(setup):
-    return next(iter(setup.train_loader))
+    return next(iter(setup.batches.train))
 
 
 def weights(config) -> dict[str, torch.Tensor]:
@@ -155,7 +156,7 @@ def test_statistics_of_batch_norm_are_averaged_or_copied(config, buffers):
     config = config(model="nexception_debug", image_size=32, model_ema=0.9, ema_buffers=buffers, epochs=1)
     setup = prepare(config)
     trainer = Trainer(setup, Run.create(config.output, ""))
-    for batch in itertools.islice(setup.train_loader, 3):
+    for batch in itertools.islice(setup.batches.train, 3):
         setup.freeze(False, 0)
         trainer._step(*batch[:2])
     raw, averaged = setup.network.state_dict(), setup.ema.module.state_dict()
@@ -172,7 +173,7 @@ def test_the_averages_decay_warms_up(config):
     first = setup.network.get_parameter("head.fc.weight").detach().clone()
     trainer = Trainer(setup, Run.create(config.output, ""))
     setup.freeze(False, 0)
-    for batch in setup.train_loader:
+    for batch in setup.batches.train:
         trainer._step(*batch[:2])
     moved = (setup.network.get_parameter("head.fc.weight") - first).norm()
     behind = (setup.network.get_parameter("head.fc.weight") - setup.ema.module.head.fc.weight).norm()
@@ -209,3 +210,40 @@ def test_published_weights_are_asked_for_unless_a_checkpoint_is_given(config, mo
     building.prepare(config(pretrained=True))
     report = building.prepare(config(pretrained=True, checkpoint=config().output)).report
     assert asked == [True, False] and report is not None
+
+
+def test_in_memory_it_learns_from_the_same_images_in_the_same_order(config, tmp_path):
+    """Without augmentation the two ways differ in nothing but where the images are."""
+    torch.set_num_threads(1)
+    one, other = (config(augment="none", loader=way, output=tmp_path / way) for way in ("images", "memory"))
+    quiet(one)
+    quiet(other)
+    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(other).values(), strict=True))
+    measured = [
+        [row[key] for row in Run(c.output).read_metrics() for key in ("train_loss", "val_loss", "val_top1")]
+        for c in (one, other)
+    ]
+    assert measured[0] == measured[1]
+
+
+def test_in_memory_batches_are_changed_as_the_config_says(config, monkeypatch):
+    torch.set_num_threads(1)
+    setup = building.prepare(config(loader="memory", augment="strong", random_erasing=0.7))
+    images, _, _ = first_batch(setup)
+    assert images.dtype == torch.uint8
+    changed = setup.batches.transform(images)
+    assert changed.dtype == torch.float32 and not torch.equal(changed[0], setup.batches.transform(images)[0])
+    erase = [step for step in setup.batches.transform if type(step).__name__ == "Erase"]
+    assert erase and erase[0].probability == 0.7
+
+
+def test_in_memory_nothing_is_left_behind(config, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    quiet(config(loader="memory", epochs=1))
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_photographs_are_not_for_memory(config):
+    with pytest.raises(UserError, match="below 128 pixels"):
+        building.prepare(config(loader="memory", image_size=128))

@@ -102,7 +102,7 @@ def test_what_is_built_has_the_values_of_the_table(name, tmp_path):
     if wanted["optimizer"] == "AdamW":
         assert (groups[0]["betas"], groups[0]["eps"]) == ((0.9, 0.999), 1e-8)
 
-    steps, scheduler = len(setup.train_loader), setup.scheduler
+    steps, scheduler = len(setup.batches.train), setup.scheduler
     assert scheduler.base_values[0] == pytest.approx(wanted["lr"])
     assert scheduler.warmup_t == wanted["warmup"] * steps
     if wanted["schedule"] == "cosine":
@@ -126,7 +126,7 @@ def test_what_is_built_has_the_values_of_the_table(name, tmp_path):
         smoothing = mix.label_smoothing if mix else criterion.label_smoothing
         assert smoothing == wanted["smoothing"]
 
-    assert setup.sampler._repeats == wanted["repeats"]
+    assert setup.batches.order._repeats == wanted["repeats"]
     assert setup.preprocessing.image_size == wanted["image_size"]
     assert (setup.ema.decay if setup.ema else 0.0) == wanted["ema"]
 
@@ -135,7 +135,7 @@ def test_what_is_built_has_the_values_of_the_table(name, tmp_path):
 def test_images_are_changed_as_the_table_says(name, tmp_path):
     wanted = TABLE[name]
     setup = prepare(dataclasses.replace(load(name, tmp_path / "run"), model="inceptionnext_debug"))
-    steps = {type(step): step for step in setup.train_loader.dataset.transform.transforms}
+    steps = {type(step): step for step in setup.batches.train.dataset.transform.transforms}
     policy, erasing = steps.get(RandAugment), steps.get(RandomErasing)
     if wanted["policy"] is None:
         assert policy is None
@@ -144,7 +144,7 @@ def test_images_are_changed_as_the_table_says(name, tmp_path):
     assert (erasing.probability if erasing else 0.0) == wanted["erasing"]
     if "crop" in wanted:
         assert setup.preprocessing.crop_pct == wanted["crop"]
-        crop = next(s for s in setup.val_loader.dataset.transform.transforms if isinstance(s, CenterCrop))
+        crop = next(s for s in setup.batches.val.dataset.transform.transforms if isinstance(s, CenterCrop))
         assert crop.size == (wanted["image_size"],) * 2
 
 

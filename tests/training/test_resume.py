@@ -46,11 +46,11 @@ def outcome(folder: Path) -> tuple:
     return rows, weights, summary, bad
 
 
-@pytest.fixture
-def whole(config, tmp_path):
+@pytest.fixture(params=["images", "memory"])
+def whole(config, tmp_path, request):
     """The config of a training and the outcome of one that was never stopped."""
     torch.set_num_threads(1)
-    chosen = config(**OPTIONS)
+    chosen = config(**OPTIONS, loader=request.param)
     quiet(dataclasses.replace(chosen, output=tmp_path / "whole"))
     return chosen, outcome(tmp_path / "whole")
 

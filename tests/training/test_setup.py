@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xnext.errors import UserError
-from xnext.training.setup import build_accelerator, plan_batches, prepare
+from xnext.training.batches import plan_batches
+from xnext.training.setup import build_accelerator, prepare
 
 
 @given(images=st.integers(2, 5000), half=st.integers(1, 300), odd=st.booleans(), even=st.booleans())

@@ -1,9 +1,11 @@
 """Where images come from: sources, decoding, splits, transforms, batches."""
 
+from xnext.data._batch_transforms import build_batch_transform
 from xnext.data._batches import SharedBatches
 from xnext.data._dataset import EpochSampler, ImageDataset, build_loader
 from xnext.data._decode import BadImageError, decode_image, find_images
 from xnext.data._load import absolute_spec, load_data
+from xnext.data._memory import MemoryLoader, PackedImages
 from xnext.data._sources import (
     ArraySource,
     FileSource,
@@ -23,9 +25,12 @@ __all__ = [
     "ImageData",
     "ImageDataset",
     "ImageSource",
+    "MemoryLoader",
+    "PackedImages",
     "Preprocessing",
     "SharedBatches",
     "absolute_spec",
+    "build_batch_transform",
     "build_eval_transform",
     "build_loader",
     "build_train_transform",

@@ -15,7 +15,7 @@ from xnext.errors import UserError, suggest
 Augment = Literal["none", "flip", "light", "strong"]
 Transform = Callable[[Image.Image], Tensor]
 
-_PHOTO_SIZE = 128
+PHOTO_SIZE = 128
 """From this size on, in pixels, pictures are taken for photographs with a margin around their subject."""
 
 _MAX_ASPECT = 16
@@ -98,9 +98,14 @@ class Preprocessing:
             mean=tuple(mean),
             std=tuple(std),
             interpolation=config["interpolation"],
-            crop_pct=crop_pct or (config["crop_pct"] if size == own_size >= _PHOTO_SIZE else 1.0),
+            crop_pct=crop_pct or (config["crop_pct"] if size == own_size >= PHOTO_SIZE else 1.0),
             in_chans=in_chans,
         )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network sees."""
+        return self.in_chans, self.image_size, self.image_size
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as what JSON and YAML can hold."""
@@ -150,13 +155,22 @@ def build_eval_transform(pre: Preprocessing) -> Transform:
 
 def _evaluation_steps(pre: Preprocessing) -> list[Any]:
     steps = create_transform(
-        (pre.in_chans, pre.image_size, pre.image_size),
+        pre.shape,
         interpolation=pre.interpolation,
         crop_pct=pre.crop_pct,
         mean=pre.mean,
         std=pre.std,
     )
     return [_LimitAspect(), *_to_channels(steps.transforms, pre.in_chans)]
+
+
+def build_resize(pre: Preprocessing) -> Callable[[Image.Image], Image.Image]:
+    """Return what evaluation does to a picture up to the conversion to numbers.
+
+    It takes an RGB image and returns one of ``image_size`` squared pixels, grey for a network of one channel.
+    """
+    steps = _evaluation_steps(pre)
+    return transforms.Compose(steps[: _tensor_place(steps)])
 
 
 # What each degree of augmentation asks of timm; None stands for the evaluation's transform.
@@ -167,6 +181,33 @@ _DEGREES: dict[str, dict[str, Any] | None] = {
     "strong": {"scale": (0.08, 1.0), "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25},
 }
 _POLICY_OF_SMALL_IMAGES = "rand-m6-mstd0.5-inc1"
+
+
+def augment_options(pre: Preprocessing, augment: str, **changes: Any) -> dict[str, Any] | None:
+    """Return what a degree of augmentation and its changes ask for, by the names of ``create_transform``.
+
+    Args:
+        pre: Of which the size counts.
+        augment: A degree.
+        **changes: What of it shall be otherwise; None: nothing.
+
+    Returns:
+        The options, or None for what evaluation does.
+
+    Raises:
+        UserError: There is no such degree, or ``none`` is to be changed.
+    """
+    if augment not in _DEGREES:
+        raise UserError(f"augment {augment!r}: choose {', '.join(_DEGREES)}.{suggest(augment, _DEGREES)}")
+    changes = {name: value for name, value in changes.items() if value is not None}
+    degree = _DEGREES[augment]
+    if degree is None:
+        if changes:
+            raise UserError(f"augment none cannot have {', '.join(changes)}; choose --augment flip")
+        return None
+    if "auto_augment" in degree and pre.image_size < PHOTO_SIZE:
+        degree = degree | {"auto_augment": _POLICY_OF_SMALL_IMAGES}
+    return degree | changes
 
 
 def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool, **changes: Any) -> Transform:
@@ -184,33 +225,26 @@ def build_train_transform(pre: Preprocessing, augment: Augment, mirror: bool, **
     Raises:
         UserError: Another value of ``augment``, changes of ``none``, or a policy that timm does not know.
     """
-    if augment not in _DEGREES:
-        raise UserError(f"augment {augment!r}: choose {', '.join(_DEGREES)}.{suggest(augment, _DEGREES)}")
-    changes = {name: value for name, value in changes.items() if value is not None}
-    degree = _DEGREES[augment]
-    if degree is None:
-        if changes:
-            raise UserError(f"augment none cannot have {', '.join(changes)}; choose --augment flip")
+    options = augment_options(pre, augment, **changes)
+    if options is None:
         return build_eval_transform(pre)
-    photo = pre.image_size >= _PHOTO_SIZE
-    if "auto_augment" in degree and not photo:
-        degree = degree | {"auto_augment": _POLICY_OF_SMALL_IMAGES}
     try:
         steps = create_transform(
-            (pre.in_chans, pre.image_size, pre.image_size),
+            pre.shape,
             is_training=True,
             hflip=0.5 if mirror else 0.0,
             interpolation=pre.interpolation,
             mean=pre.mean,
             std=pre.std,
             re_mode="pixel",
-            **degree | changes,
+            **options,
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
-            f"auto_augment {changes.get('auto_augment')!r} is no policy of timm's: {error}"
+            f"auto_augment {options.get('auto_augment')!r} is no policy of timm's: {error}"
         ) from error
     crop, *others = steps.transforms
+    photo = pre.image_size >= PHOTO_SIZE
     shift = transforms.RandomCrop(pre.image_size, padding=pre.image_size // 8)
     first = [crop] if photo else [*_evaluation_steps(pre)[:_TO_SQUARE], shift]
     return transforms.Compose([*first, *_to_channels(others, pre.in_chans)])
@@ -220,5 +254,10 @@ def _to_channels(steps: list[Any], in_chans: int) -> list[Any]:
     """Make a pipeline for RGB images end in ``in_chans`` channels."""
     if in_chans == 3:
         return steps
-    place = next(i for i, step in enumerate(steps) if isinstance(step, transforms.ToTensor))
+    place = _tensor_place(steps)
     return [*steps[:place], transforms.Grayscale(in_chans), *steps[place:]]
+
+
+def _tensor_place(steps: list[Any]) -> int:
+    """Return the place of the step that makes numbers of a picture."""
+    return next(i for i, step in enumerate(steps) if isinstance(step, transforms.ToTensor))

@@ -59,7 +59,7 @@ def train(
         _print(console, f"{line}: going back to the state before it")
     _announce(console, setup)
     display = Display(
-        console, config.epochs, len(setup.train_loader), setup.task.metrics, setup.accelerator.device
+        console, config.epochs, len(setup.batches.train), setup.task.metrics, setup.accelerator.device
     )
     try:
         with Interrupts() as interrupts, display, lost_processes():

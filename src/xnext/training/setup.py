@@ -15,25 +15,14 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from xnext._processes import is_restarted, join
-from xnext.data import (
-    EpochSampler,
-    ImageData,
-    ImageDataset,
-    Preprocessing,
-    absolute_spec,
-    build_eval_transform,
-    build_loader,
-    build_train_transform,
-    load_data,
-)
+from xnext.data import ImageData, Preprocessing, absolute_spec, load_data
 from xnext.errors import UserError
 from xnext.evaluation.complexity import check_image_size, count_macs, count_parameters
 from xnext.models import LoadReport, load_checkpoint
 from xnext.models._registry import create_variant
-from xnext.training.bad_images import check_bad_images
+from xnext.training.batches import Batches, build_batches
 from xnext.training.config import TrainConfig
 from xnext.training.distributed import LocalSGD, check_processes
 from xnext.training.optimizer import build_optimizer, load_optimizer
@@ -60,10 +49,7 @@ class Setup:
         macs: Its multiply-accumulates for one image.
         ema: The averaged network, or None.
         task: Loss and measure.
-        sampler: The order of the training images.
-        batch_size: Images of a full step, over all processes.
-        train_loader: Shuffled batches: images [N, C, H, W], labels [N], unreadable source index or -1 [N].
-        val_loader: The same of the held-out images, in order.
+        batches: The images in batches.
         optimizer: Updates the weights.
         scheduler: Sets the learning rate after each step.
         frozen: Whether all but the classifier stays as it is.
@@ -81,10 +67,7 @@ class Setup:
     macs: int
     ema: ModelEmaV3 | None
     task: Task
-    sampler: EpochSampler
-    batch_size: int
-    train_loader: DataLoader
-    val_loader: DataLoader
+    batches: Batches
     optimizer: Optimizer
     scheduler: Scheduler
     frozen: bool | None = None
@@ -92,7 +75,7 @@ class Setup:
 
     def steps(self, duration: float | str) -> int:
         """Return a duration in training steps."""
-        times = {"steps_per_epoch": len(self.train_loader), "batch_size": self.config.batch_size}
+        times = {"steps_per_epoch": len(self.batches.train), "batch_size": self.config.batch_size}
         return count_steps(duration, **times)
 
     def freeze(self, frozen: bool, updates: int) -> None:
@@ -149,7 +132,7 @@ class Setup:
 
 
 def prepare(config: TrainConfig) -> Setup:
-    """Build everything that a training needs and write nothing.
+    """Build everything that a training needs and write nothing that stays.
 
     Raises:
         UserError: The device, data, network, checkpoint or image size does not exist or does not fit.
@@ -157,33 +140,17 @@ def prepare(config: TrainConfig) -> Setup:
     accelerator = build_accelerator(config)
     with accelerator.main_process_first():  # the others find data in the cache, and a mistake is told once
         check_processes(config, accelerator)
-        return _build(config, accelerator)
-
-
-def _build(config: TrainConfig, accelerator: Accelerator) -> Setup:
-    data = load_data(config.data, seed=config.seed)
-    set_seed(config.seed)  # here, so that the first weights do not depend on how the data were read
-    network = create_variant(
-        config.model,
-        config.model_args,
-        num_classes=len(data.classes),
-        drop_rate=config.drop_rate,
-        drop_path_rate=config.drop_path_rate,
-        pretrained=config.pretrained and config.checkpoint is None,
-    )
-    preprocessing = Preprocessing.for_model(network, config.image_size, config.crop_pct)
-    check_image_size(network, preprocessing.image_size, config.model)
-    report = load_checkpoint(network, _weights_file(config.checkpoint)) if config.checkpoint else None
-    config = _absolute(config.resolve(preprocessing.image_size, data.multilabel))
-    params = count_parameters(network)
-    macs = count_macs(network, (preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size))
-    task = build_task(config, data).to(accelerator.device)
-    batch_size, train_loader, val_loader = build_loaders(
-        config, accelerator, *build_datasets(config, data, preprocessing)
-    )
-    sampler = train_loader.batch_sampler.order  # type: ignore[union-attr]
-    network = _place(config, network, accelerator.device)
-    optimizer = build_optimizer(config, network)
+        data = load_data(config.data, seed=config.seed)
+        set_seed(config.seed)  # here, so that the first weights do not depend on how the data were read
+        network, report = build_network(config, len(data.classes))
+        preprocessing = Preprocessing.for_model(network, config.image_size, config.crop_pct)
+        check_image_size(network, preprocessing.image_size, config.model)
+        config = _absolute(config.resolve(preprocessing.image_size, data.multilabel))
+        task = build_task(config, data).to(accelerator.device)
+        params, macs = count_parameters(network), count_macs(network, preprocessing.shape)
+        network = _place(config, network, accelerator.device)
+        optimizer = build_optimizer(config, network)
+    batches = build_batches(config, accelerator, data, preprocessing)
     ema = None
     if config.model_ema:
         copied = config.ema_buffers == "copy"
@@ -202,13 +169,27 @@ def _build(config: TrainConfig, accelerator: Accelerator) -> Setup:
         macs=macs,
         ema=ema,
         task=task,
-        sampler=sampler,
-        batch_size=batch_size,
-        train_loader=train_loader,
-        val_loader=val_loader,
+        batches=batches,
         optimizer=accelerator.prepare_optimizer(optimizer),
-        scheduler=build_scheduler(config, optimizer, len(train_loader)),
+        scheduler=build_scheduler(config, optimizer, len(batches.train)),
     )
+
+
+def build_network(config: TrainConfig, classes: int) -> tuple[nn.Module, LoadReport | None]:
+    """Return the network of a config with its first weights, and what was loaded of a checkpoint.
+
+    Raises:
+        UserError: There is no such network, or its weights cannot be had.
+    """
+    network = create_variant(
+        config.model,
+        config.model_args,
+        num_classes=classes,
+        drop_rate=config.drop_rate,
+        drop_path_rate=config.drop_path_rate,
+        pretrained=config.pretrained and config.checkpoint is None,
+    )
+    return network, load_checkpoint(network, _weights_file(config.checkpoint)) if config.checkpoint else None
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
@@ -257,85 +238,3 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision="no" if config.amp == "off" else config.amp,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
-
-
-def build_datasets(
-    config: TrainConfig, data: ImageData, preprocessing: Preprocessing
-) -> tuple[ImageDataset, ImageDataset]:
-    """Return the training and the held-out images, transformed.
-
-    Raises:
-        UserError: Too many training images are known to be unreadable.
-    """
-    transform = build_train_transform(
-        preprocessing,
-        config.augment,
-        data.mirror,
-        auto_augment=config.auto_augment,
-        re_prob=config.random_erasing,
-        color_jitter=config.color_jitter,
-    )
-    train = ImageDataset(data.train, transform, training=True)
-    bad = [data.train.name(index) for index in train.bad_images]
-    check_bad_images(bad, len(train), config.max_bad_images)
-    return train, ImageDataset(data.val, build_eval_transform(preprocessing), training=False)
-
-
-def build_loaders(
-    config: TrainConfig, accelerator: Accelerator, train: ImageDataset, val: ImageDataset
-) -> tuple[int, DataLoader, DataLoader]:
-    """Return the images of a full step, and the loaders of this process's training and held-out images.
-
-    Raises:
-        UserError: There are too few training images for a step.
-    """
-    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-    batch_size, drop_last = plan_batches(
-        len(train), config.batch_size, even=config.mixes, processes=accelerator.num_processes
-    )
-    train_loader = build_loader(
-        train,
-        batch_size=batch_size,
-        shuffle=True,
-        seed=config.seed,
-        workers=config.workers,
-        drop_last=drop_last,
-        repeats=config.repeats,
-        **share,
-    )
-    return (
-        batch_size,
-        train_loader,
-        build_loader(val, batch_size=config.batch_size, workers=config.workers, **share),
-    )
-
-
-def plan_batches(images: int, batch_size: int, even: bool, processes: int = 1) -> tuple[int, bool]:
-    """Choose a batch size and whether the last, smaller batch is dropped.
-
-    A single image is no batch, since batch norm cannot normalise it, and mixing pairs the images of a batch.
-    The last batch is kept unless that would break one of the two in a process.
-
-    Args:
-        images: Training images.
-        batch_size: Wanted images a batch; the result is less only if there are fewer images.
-        even: Whether every process needs an even number of images; then its share of ``batch_size`` is even.
-        processes: How many share a batch.
-
-    Returns:
-        The batch size and whether to drop the rest.
-
-    Raises:
-        UserError: There are fewer than two images a process.
-    """
-    if images < 2 * processes:
-        more = f" a process ({processes} of them)" if processes > 1 else ""
-        raise UserError(
-            f"{images} training image{'s' if images > 1 else ''} is too few to learn from;"
-            f" give at least two{more}"
-        )
-    unit = processes * (2 if even else 1)
-    if images < batch_size:
-        batch_size = images - images % unit
-    rest = images % batch_size
-    return batch_size, rest > 0 and (rest // processes < 2 or (even and rest % unit > 0))

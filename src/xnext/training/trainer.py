@@ -138,7 +138,7 @@ class Trainer:
             UserError: A loss is not finite, too many images are unreadable, or a file cannot be written.
             Stopped: A signal came; everything is saved.
         """
-        self._bad_train.add(self._setup.train_loader.dataset.bad_images)  # type: ignore[attr-defined]
+        self._bad_train.add(self._setup.batches.bad_images)
         display.advance(self.progress.epoch, self.progress.updates, math.nan, 0)
         if self._setup.config.on_nonfinite == "rollback" and self.saved is None:
             self._save_state()  # there must be something to go back to
@@ -176,12 +176,12 @@ class Trainer:
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Return the batches of the epoch that are still to come."""
-        setup, progress = self._setup, self.progress
-        if progress.steps >= len(setup.train_loader):
+        batches, progress = self._setup.batches, self.progress
+        if progress.steps >= len(batches.train):
             return ()
-        setup.sampler.set_epoch(progress.epoch)
-        setup.sampler.begin_at(progress.epoch, progress.steps * setup.batch_size)
-        return setup.train_loader
+        batches.order.set_epoch(progress.epoch)
+        batches.order.begin_at(progress.epoch, progress.steps * batches.size)
+        return batches.train
 
     def _step(self, images: Tensor, labels: Tensor) -> _Step:
         """Update the weights by one batch, in parts that fit the device."""
@@ -190,10 +190,12 @@ class Trainer:
         number = progress.updates * processes + accelerator.process_index
         seed_all(derive_seed(setup.config.seed, STEP, number))
         images = images.to(accelerator.device, non_blocking=True)
+        if setup.batches.transform is not None:
+            images = setup.batches.transform(images)
         if setup.config.channels_last:
             images = images.to(memory_format=torch.channels_last)
         images, targets = setup.task.blend(images, labels.to(accelerator.device, non_blocking=True))
-        all_images = min(setup.batch_size, len(setup.sampler) - progress.steps * setup.batch_size)
+        all_images = min(setup.batches.size, len(setup.batches.order) - progress.steps * setup.batches.size)
         loss = torch.zeros((), device=images.device)
         parts = math.ceil(len(images) / (setup.config.device_batch_size or len(images)))
         size = math.ceil(len(images) / parts)
@@ -279,7 +281,7 @@ class Trainer:
 
     def _held_out(self, interrupts: Interrupts) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the held-out batches as long as nobody asks to stop."""
-        for batch in self._setup.val_loader:
+        for batch in self._setup.batches.val:
             # Processes may have one batch more or less, and could not agree: their launcher waits for them.
             if self._alone and interrupts.signal:
                 self._stop(interrupts)
