@@ -20,7 +20,8 @@ class ImageSource(ABC):
     """Labelled pictures that are read one at a time.
 
     Attributes:
-        labels: int64 ``[N]``, the class of each picture; or bool ``[N, classes]``, true for each of its classes.
+        labels: int64 ``[N]``, the class of each picture; or bool ``[N, classes]``, true for each of its
+            classes.
     """
 
     labels: np.ndarray
@@ -202,8 +203,10 @@ def user_path(text: str) -> Path:
     """Return a path as a user writes it, with ``~`` for a home folder.
 
     Raises:
-        UserError: ``~NAME`` names nobody.
+        UserError: ``~NAME`` names nobody, or there is a zero byte.
     """
+    if "\0" in text:
+        raise UserError(f"{text!r}: a path has no zero byte")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
