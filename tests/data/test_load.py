@@ -135,8 +135,10 @@ def test_missing_folder_file_and_misspelt_name(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         load_data("digit")
     draw(tmp_path, "1.png")
-    with pytest.raises(UserError, match=r"is a file; --data takes .*TABLE\.csv"):
+    with pytest.raises(UserError, match=r"is a file; --data takes .*TABLE\.csv.*wds:SHARDS"):
         load_data(str(tmp_path / "1.png"))
+    with pytest.raises(UserError, match=r"wds:.*Did you mean 'wds:'"):
+        load_data("wds")
     for spec in ("~nobody-of-that-name/data", "x" * 5000):
         with pytest.raises(UserError):
             load_data(spec)
@@ -311,6 +313,8 @@ def test_absolute_specs(tmp_path, monkeypatch):
         ("torch/cifar10?root=set&download=true", f"torch/cifar10?root={tmp_path}/set&download=true"),
         ("set/t.csv?val=v.tsv&label=a", f"{tmp_path}/set/t.csv?val={tmp_path}/v.tsv&label=a"),
         ("~/t.parquet", f"{tmp_path}/t.parquet"),
+        ("wds:{a,b}.tar?classes=set/c.txt", f"wds:{tmp_path}/{{a,b}}.tar?classes={tmp_path}/set/c.txt"),
+        ("wds:/x/*.tar?val=../*.tar", f"wds:/x/*.tar?val={tmp_path}/../*.tar"),
     ):
         assert absolute_spec(spec) == absolute
         assert absolute_spec(absolute) == absolute

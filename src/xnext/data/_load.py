@@ -9,6 +9,7 @@ import numpy as np
 
 from xnext.data._decode import images_below, visible
 from xnext.data._hub import load_hub
+from xnext.data._shards import absolute_pattern, load_shards
 from xnext.data._sources import (
     ArraySource,
     FileSource,
@@ -23,7 +24,7 @@ from xnext.errors import UserError, shorten, suggest
 
 _VAL_FOLDERS = ("val", "validation", "test")
 _DIGITS_SEED = 0
-_SPECS = "digits, a folder of class folders, TABLE.csv, hf:NAME_OR_FOLDER or torch/NAME"
+_SPECS = "digits, a folder of class folders, TABLE.csv, hf:NAME_OR_FOLDER, wds:SHARDS or torch/NAME"
 
 # What timm serves as torch/NAME and needs no more than a root; the value is ImageData.mirror.
 _TORCH_SETS = {
@@ -49,6 +50,7 @@ def load_data(spec: str, *, seed: int = 0) -> ImageData:
                                 or class folders alone, of which ``seed`` holds out a fifth of each
     ``TABLE.csv``               a table of image paths and labels; also ``.tsv`` and ``.parquet``
     ``hf:NAME_OR_FOLDER``       a Hugging Face dataset: of the hub, or a local folder (parquet, …)
+    ``wds:SHARDS``              WebDataset shards in local tar files: ``wds:photos-{000..127}.tar``
     ``torch/NAME``              a torchvision dataset by timm's name: ``torch/cifar100``, ``torch/mnist``
     ==========================  =====================================================================
 
@@ -65,6 +67,8 @@ def load_data(spec: str, *, seed: int = 0) -> ImageData:
       ``train=data/train-00000*`` for the first shard only; ``image``, and ``label`` or ``labels`` (a column
       of lists): the columns, where they are not plain; ``config``: the dataset's configuration. Held out is
       the split ``validation``, ``val``, ``valid``, ``dev`` or ``test``.
+    - ``wds:`` ``val``: the shards to hold out; ``classes``: a text file of class names, one a line, which
+      numbers in the shards then stand for. Patterns have ranges, ``{a,b}``, ``*`` and ``~``.
     - ``torch/`` ``root``: the folder that holds or receives the files (by default ``datasets`` in torch's
       cache folder); ``download=true``: fetch what is missing.
 
@@ -136,7 +140,7 @@ def _load_folder(spec: str, seed: int) -> ImageData:
     if not root.is_dir():
         if root.exists():
             raise UserError(f"{spec}: is a file; --data takes {_SPECS}")
-        kinds = ("digits", "hf:", *(f"torch/{name}" for name in _TORCH_SETS))
+        kinds = ("digits", "hf:", "wds:", *(f"torch/{name}" for name in _TORCH_SETS))
         raise UserError(f"{spec}: no such folder; --data takes {_SPECS}.{suggest(spec, kinds)}")
     parts = [name for name in ("train", *_VAL_FOLDERS) if (root / name).is_dir()]
     flat = not any(_class_folders(root / name) for name in parts)
@@ -240,6 +244,12 @@ class _Kind:
 
 _KINDS = (
     _Kind("hf:", load_hub, ("train", "val", "image", "label", "labels", "config"), {"": _absolute_folder}),
+    _Kind(
+        "wds:",
+        load_shards,
+        ("val", "classes"),
+        {"": absolute_pattern, "val": absolute_pattern, "classes": _absolute_path},
+    ),
     _Kind("torch/", _load_torch, ("root", "download"), {"root": _absolute_path}),
 )
 _TABLE = _Kind(
