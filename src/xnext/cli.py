@@ -47,7 +47,7 @@ _INTERRUPTED = 128 + 2  # as a shell reports a process that SIGINT ended
 _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 _MOST_IN_ONE_PICTURE = 64
 
-_DATA_HELP = "Images: `digits`, a folder, `hf:NAME_OR_FOLDER` or `torch/NAME`."
+_DATA_HELP = "Images: `digits`, a folder, `TABLE.csv`, `hf:NAME_OR_FOLDER`, `wds:SHARDS` or `torch/NAME`."
 _MODEL_HELP = "Network that published weights belong to; a RUN and its checkpoints know their own."
 _CHECKPOINT_HELP = "Folder that `xnext train` left (its best weights), or a weight file."
 

@@ -199,3 +199,91 @@ def test_configurations_of_a_dataset_card(tmp_path):
     with pytest.raises(UserError, match=r"small.*other") as caught:
         load_data(f"hf:{root}")
     assert "\n" not in str(caught.value)
+
+
+# Several labels a row
+
+
+def write_lists(root, feature, train, val=None, **extra):
+    blank = [0] * len(train)
+    for part, cells in (("train", train), ("test", val or train)):
+        columns = {"objects": (feature, cells)} | {
+            name: (kind, blank[: len(cells)]) for name, kind in extra.items()
+        }
+        write(root / f"{part}.parquet", [1.5] * len(cells), feature=datasets.Value("float32"), extra=columns)
+    return f"hf:{root}"
+
+
+@pytest.mark.parametrize(
+    "item, cells, classes",
+    [
+        (LABEL, [[1, 0], [], [1, 1]], ("cat", "dog")),
+        (datasets.Value("string"), [["dog", "cat"], [], ["dog"]], ("cat", "dog")),
+        (datasets.Value("int16"), [[10, 9], [], [10]], ("9", "10")),
+    ],
+)
+@pytest.mark.parametrize("kind", [datasets.List, datasets.Sequence, datasets.LargeList])
+def test_a_column_of_lists_is_found_where_nothing_else_could_be_the_label(
+    tmp_path, kind, item, cells, classes
+):
+    spec = write_lists(tmp_path / "set", kind(item), cells, [*cells, cells[0]])
+    for data in (load_data(spec), load_data(f"{spec}?labels=objects")):
+        assert (data.classes, data.multilabel) == (classes, True)
+        assert data.train.labels.dtype == bool
+        assert data.train.labels.tolist() == [[True, True], [False, False], [False, True]]
+        assert len(data.val) == 4
+
+
+def test_one_label_a_row_comes_before_lists(tmp_path):
+    lists = datasets.List(datasets.Value("string"))
+    spec = write_lists(tmp_path / "set", lists, [["a"], ["b"]], kind=datasets.Value("int32"))
+    with pytest.raises(UserError, match=r"1 class \('0'\)"):
+        load_data(spec)
+    assert load_data(f"{spec}?labels=objects").classes == ("a", "b")
+    for options, message in (
+        ("labels=kind", "column 'kind' holds no lists"),
+        ("labels=label", "column 'label' holds no lists"),
+        ("label=objects", r"choose it with \?labels=objects"),
+        ("label=kind&labels=objects", "give one of them"),
+        ("labels=object", "Did you mean 'objects'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_data(f"{spec}?{options}")
+
+
+def test_two_columns_of_lists(tmp_path):
+    lists = datasets.List(LABEL)
+    extra = {name: (lists, [[0], [1]]) for name in ("objects", "things")}
+    for part in ("train", "test"):
+        write(tmp_path / f"set/{part}.parquet", [1.5, 1.5], feature=datasets.Value("float32"), extra=extra)
+    with pytest.raises(UserError, match=r"2 columns could be the label \('objects', 'things'\)"):
+        load_data(f"hf:{tmp_path}/set")
+
+
+def test_lists_that_are_not_whole(tmp_path):
+    lists = datasets.List(LABEL)
+    for name, cells, message in (
+        ("null", [[0], None, [1]], "some rows have no 'objects'"),
+        ("inside", [[0], [None], [1]], "some rows have no 'objects'"),
+        ("odd", [[0], [1, -1]], "label -1, which is no class"),
+        ("missing", [[0], [0]], "no training images of 'dog'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_data(write_lists(tmp_path / name, lists, cells))
+    write_lists(tmp_path / "set", lists, [[0], [1]])
+    other = datasets.List(datasets.ClassLabel(names=["cat", "cow"]))
+    write(
+        tmp_path / "set/test.parquet",
+        [1.5],
+        feature=datasets.Value("float32"),
+        extra={"objects": (other, [[1]])},
+    )
+    with pytest.raises(UserError, match="training part has 'dog'; only the held-out part has 'cow'"):
+        load_data(f"hf:{tmp_path}/set")
+
+
+def test_lists_are_split_by_seed(tmp_path):
+    extra = {"tags": (datasets.List(LABEL), [[0], [0, 1]] * 10)}
+    write(tmp_path / "set/train.parquet", [1.5] * 20, feature=datasets.Value("float32"), extra=extra)
+    data = load_data(f"hf:{tmp_path}/set")
+    assert data.multilabel and data.val.labels.any(axis=0).all() and len(data.train) + len(data.val) == 20

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from xnext.data import FileSource, ImageData, load_data, stratified_split
+from xnext.data import FileSource, ImageData, absolute_spec, load_data, stratified_split
 from xnext.data._load import _TORCH_SETS
 from xnext.data._sources import ArraySource
 from xnext.errors import UserError
@@ -135,8 +135,10 @@ def test_missing_folder_file_and_misspelt_name(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         load_data("digit")
     draw(tmp_path, "1.png")
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=r"is a file; --data takes .*TABLE\.csv.*wds:SHARDS"):
         load_data(str(tmp_path / "1.png"))
+    with pytest.raises(UserError, match=r"wds:.*Did you mean 'wds:'"):
+        load_data("wds")
     for spec in ("~nobody-of-that-name/data", "x" * 5000):
         with pytest.raises(UserError):
             load_data(spec)
@@ -292,3 +294,29 @@ def test_real_torchvision_set_reads_its_files(tmp_path):
 def test_an_empty_spec_is_not_the_current_folder(spec):
     with pytest.raises(UserError, match="spec is empty"):
         load_data(spec)
+
+
+# Specs that last
+
+
+def test_absolute_specs(tmp_path, monkeypatch):
+    draw(tmp_path, "set/a/1.png", "cifar10/b/1.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spec, absolute in (
+        ("digits", "digits"),
+        ("set", f"{tmp_path}/set"),
+        ("~/set", f"{tmp_path}/set"),
+        ("hf:set?label=x&val=data/*.parquet", f"hf:{tmp_path}/set?label=x&val=data/*.parquet"),
+        ("hf:cifar100?train=test", "hf:cifar100?train=test"),
+        ("torch/cifar10", "torch/cifar10"),
+        ("torch/cifar10?root=set&download=true", f"torch/cifar10?root={tmp_path}/set&download=true"),
+        ("set/t.csv?val=v.tsv&label=a", f"{tmp_path}/set/t.csv?val={tmp_path}/v.tsv&label=a"),
+        ("~/t.parquet", f"{tmp_path}/t.parquet"),
+        ("wds:{a,b}.tar?classes=set/c.txt", f"wds:{tmp_path}/{{a,b}}.tar?classes={tmp_path}/set/c.txt"),
+        ("wds:/x/*.tar?val=../*.tar", f"wds:/x/*.tar?val={tmp_path}/../*.tar"),
+    ):
+        assert absolute_spec(spec) == absolute
+        assert absolute_spec(absolute) == absolute
+    with pytest.raises(UserError, match="unknown option"):
+        absolute_spec("t.csv?vall=x")

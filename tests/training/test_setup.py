@@ -97,7 +97,7 @@ def test_network_is_built_as_told(config):
 
 def test_augmentation_and_seed_change_the_batches(config):
     def first_batch(**changes):
-        return next(iter(prepare(config(**changes)).train_loader))[0]
+        return next(iter(prepare(config(**changes)).batches.train))[0]
 
     plain = first_batch(augment="none")
     assert torch.equal(plain, first_batch(augment="none"))
@@ -107,7 +107,7 @@ def test_augmentation_and_seed_change_the_batches(config):
 
 
 def test_workers_load_the_same_batches(config):
-    alone, helped = (prepare(config(augment="none", workers=workers)).train_loader for workers in (0, 1))
+    alone, helped = (prepare(config(augment="none", workers=workers)).batches.train for workers in (0, 1))
     assert (alone.num_workers, helped.num_workers) == (0, 1)
     assert all(torch.equal(one[0], other[0]) for one, other in zip(alone, helped, strict=True))
 

@@ -53,12 +53,14 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     return _decode_stream(io.BytesIO(read_image(source, name) if isinstance(source, Path) else source), name)
 
 
-def read_image(path: Path, name: str | None = None) -> bytes:
-    """Return the bytes of a picture's file.
+def read_image(path: Path, name: str | None = None, start: int = 0, size: int = -1) -> bytes:
+    """Return the bytes of a picture: a file, or a part of one.
 
     Args:
         path: The file.
         name: What to call it in an error; by default its path.
+        start: The place of the first byte.
+        size: How many there are; by default all that follow.
 
     Raises:
         BadImageError: There is no such file, or it cannot be opened.
@@ -67,9 +69,12 @@ def read_image(path: Path, name: str | None = None) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise BadImageError(name, "is not a file")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImageError(name, f"cannot be opened ({error.strerror or error})") from error
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+    except (OSError, ValueError) as error:  # a path in a table may have a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise BadImageError(name, f"cannot be opened ({reason})") from error
 
 
 def _decode_stream(stream: BinaryIO, name: str) -> Image.Image:

@@ -4,13 +4,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xnext._hub import hub_access
-from xnext.data._sources import HubSource, ImageData, check_same_classes, hold_out, user_path
+from xnext.data._labels import choose_column, chosen_label, join_parts, number_labels
+from xnext.data._sources import HubSource, ImageData, check_same_classes, user_path
 from xnext.errors import UserError, shorten, suggest
 
 _VAL_SPLITS = ("validation", "val", "valid", "dev", "test")
@@ -22,7 +24,7 @@ def load_hub(spec: str, target: str, options: dict[str, str], seed: int) -> Imag
     Args:
         spec: The whole spec, for errors.
         target: A local folder, or a dataset's name on the hub.
-        options: Any of ``train``, ``val``, ``image``, ``label`` and ``config``.
+        options: Any of ``train``, ``val``, ``image``, ``label``, ``labels`` and ``config``.
         seed: Decides the split where the dataset has none.
 
     Raises:
@@ -34,16 +36,13 @@ def load_hub(spec: str, target: str, options: dict[str, str], seed: int) -> Imag
         raise UserError(f"{spec}: no such folder")
     parts = _load_parts(spec, target, options)
     image = _image_column(spec, parts[0].features, options.get("image"))
-    label = _label_column(spec, parts[0].features, options.get("label"))
-    classes, labels = _read_labels(spec, parts, label)
+    label, several = _label_column(spec, parts[0].features, options)
+    classes, labels = _read_labels(spec, parts, label, several)
     sources = [
         HubSource(_undecoded(spec, rows, image), image, part_labels, name)
         for rows, part_labels, name in zip(parts, labels, ("train", "val"), strict=False)
     ]
-    if len(sources) == 1:
-        return hold_out(spec, classes, sources[0], seed)
-    train, val = sources
-    return ImageData(spec, classes, train, val)
+    return join_parts(spec, classes, sources, seed)
 
 
 def _load_parts(spec: str, target: str, options: dict[str, str]) -> list[Any]:
@@ -106,37 +105,38 @@ def _image_column(spec: str, features: dict[str, Any], choice: str | None) -> st
     import datasets
 
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    return _choose(spec, "image", choice, found, features)
+    return choose_column(spec, "image", choice, found, list(features))
 
 
-def _label_column(spec: str, features: dict[str, Any], choice: str | None) -> str:
+def _label_column(spec: str, features: dict[str, Any], options: dict[str, str]) -> tuple[str, bool]:
+    """Return the column of labels, and whether each row has a list of them."""
     import datasets
 
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if not found:
-        found = [name for name, feature in features.items() if _is_plain(feature)]
-    return _choose(spec, "label", choice, found, features)
+    choice, several = chosen_label(spec, options)
+    named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    plain = [name for name, feature in features.items() if _is_plain(feature)]
+    lists = [name for name, feature in features.items() if _is_plain(_item(feature))]
+    found = named or plain or lists
+    column = choose_column(spec, "label", choice, found, list(features))
+    several = several or (choice is None and found is lists)
+    if several and column not in lists:
+        raise UserError(f"{spec}: column {column!r} holds no lists of class labels, integers or strings")
+    if not several and not _is_plain(features[column]):
+        hint = f"; it holds lists of them: choose it with ?labels={column}" if column in lists else ""
+        raise UserError(
+            f"{spec}: column {column!r} holds neither class labels nor integers nor strings{hint}"
+        )
+    return column, several
+
+
+def _item(feature: Any) -> Any:
+    """Return what a column of lists holds, and nothing for any other column."""
+    return getattr(feature, "feature", None)
 
 
 def _is_plain(feature: Any) -> bool:
     """Whether a column of this feature can hold a label: an integer or a string."""
     return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "string", "large_string"))
-
-
-def _choose(spec: str, role: str, choice: str | None, found: list[str], features: dict[str, Any]) -> str:
-    columns = shorten(list(features), limit=20)
-    if choice is None:
-        if len(found) == 1:
-            return found[0]
-        many = (
-            f"{len(found)} columns could be the {role} ({shorten(found)})" if found else f"no {role} column"
-        )
-        raise UserError(f"{spec}: {many} among {columns}; choose one with ?{role}=COLUMN")
-    if choice not in features:
-        raise UserError(f"{spec}: no column {choice!r}; there are {columns}.{suggest(choice, features)}")
-    if role == "label" and not _is_plain(features[choice]):
-        raise UserError(f"{spec}: column {choice!r} holds neither class labels nor integers nor strings")
-    return choice
 
 
 def _undecoded(spec: str, rows: Any, column: str) -> Any:
@@ -151,25 +151,33 @@ def _undecoded(spec: str, rows: Any, column: str) -> Any:
         ) from error
 
 
-def _read_labels(spec: str, parts: Sequence[Any], column: str) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Return the class names and, for each part, the class of each row."""
+def _read_labels(
+    spec: str, parts: Sequence[Any], column: str, several: bool
+) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """Return the class names and, for each part, the class or the classes of each row."""
     for rows in parts:
         if column not in rows.features:
             raise UserError(
                 f"{spec}: the held-out part has no column {column!r}; choose another with ?val=SPLIT"
             )
     values = [rows[column][:] for rows in parts]
-    if any(None in part for part in values):
+    if any(None in part or (several and any(None in row for row in part)) for part in values):
         raise UserError(
             f"{spec}: some rows have no {column!r}; choose labelled splits with ?train= and ?val="
         )
     features = [rows.features[column] for rows in parts]
-    if hasattr(features[0], "names"):
-        for feature in features[1:]:
-            check_same_classes(spec, features[0].names, getattr(feature, "names", ()))
-        return tuple(features[0].names), [np.asarray(part, dtype=np.int64) for part in values]
-    names = sorted(set().union(*values))  # numbers by value, words by letter
-    place = {name: index for index, name in enumerate(names)}
-    return tuple(map(str, names)), [
-        np.asarray([place[value] for value in part], dtype=np.int64) for part in values
-    ]
+    names = [getattr(_item(feature) if several else feature, "names", None) for feature in features]
+    if names[0] is None:
+        texts = [[list(map(str, row)) if several else str(row) for row in part] for part in values]
+        return number_labels(texts, several)
+    for other in names[1:]:
+        check_same_classes(spec, names[0], other or ())
+    classes = tuple(names[0])
+    if not several:
+        return classes, [np.asarray(part, dtype=np.int64) for part in values]
+    odd = set(chain.from_iterable(chain.from_iterable(values))) - set(range(len(classes)))
+    if odd:
+        raise UserError(f"{spec}: column {column!r} has label {min(odd)}, which is no class; choose another")
+    return number_labels(
+        [[[classes[label] for label in row] for row in part] for part in values], True, classes
+    )

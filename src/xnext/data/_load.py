@@ -1,5 +1,7 @@
 """The data spec: one string that says where images come from."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 
 from xnext.data._decode import images_below, visible
 from xnext.data._hub import load_hub
+from xnext.data._shards import absolute_pattern, load_shards
 from xnext.data._sources import (
     ArraySource,
     FileSource,
@@ -16,10 +19,12 @@ from xnext.data._sources import (
     hold_out,
     user_path,
 )
+from xnext.data._tables import TABLES, load_table
 from xnext.errors import UserError, shorten, suggest
 
 _VAL_FOLDERS = ("val", "validation", "test")
 _DIGITS_SEED = 0
+_SPECS = "digits, a folder of class folders, TABLE.csv, hf:NAME_OR_FOLDER, wds:SHARDS or torch/NAME"
 
 # What timm serves as torch/NAME and needs no more than a root; the value is ImageData.mirror.
 _TORCH_SETS = {
@@ -43,16 +48,27 @@ def load_data(spec: str, *, seed: int = 0) -> ImageData:
     ``digits``                  scikit-learn's 1,797 handwritten digits of 8x8, always split 80/20 alike
     ``FOLDER``                  ``train/`` and ``val/``, ``validation/`` or ``test/`` with a folder a class;
                                 or class folders alone, of which ``seed`` holds out a fifth of each
+    ``TABLE.csv``               a table of image paths and labels; also ``.tsv`` and ``.parquet``
     ``hf:NAME_OR_FOLDER``       a Hugging Face dataset: of the hub, or a local folder (parquet, …)
+    ``wds:SHARDS``              WebDataset shards in local tar files: ``wds:photos-{000..127}.tar``
     ``torch/NAME``              a torchvision dataset by timm's name: ``torch/cifar100``, ``torch/mnist``
     ==========================  =====================================================================
 
-    ``hf:`` and ``torch/`` take options after a question mark, ``SPEC?key=value&key=value``:
+    All but the first two take options after a question mark, ``SPEC?key=value&key=value``. Where nothing is
+    held out, ``seed`` holds out a fifth of each class.
 
+    - tables: ``image``: the column of paths, absolute or relative to the table's folder; ``label``: a column
+      of one class a row, or ``labels``: a column of any number of classes, as ``cat|dog`` or ``cat;dog`` or
+      apart by ``separator``, in Parquet also as a list; ``val``: a table of held-out images, or ``split``: a
+      column of ``train``, ``val`` (``valid``, ``validation``) and ``test``, whose rows are held out where
+      there are none of ``val``. Columns with plain names are found. Without a column of labels, all other
+      columns are classes, and say 1 or 0 (true or false) of each row.
     - ``hf:`` ``train`` and ``val``: a split name, or a pattern of data files, such as
-      ``train=data/train-00000*`` for the first shard only; ``image`` and ``label``: the columns, where they
-      are not plain; ``config``: the dataset's configuration. Without a held-out split (``validation``,
-      ``val``, ``valid``, ``dev`` or ``test``) ``seed`` holds out a fifth of each class.
+      ``train=data/train-00000*`` for the first shard only; ``image``, and ``label`` or ``labels`` (a column
+      of lists): the columns, where they are not plain; ``config``: the dataset's configuration. Held out is
+      the split ``validation``, ``val``, ``valid``, ``dev`` or ``test``.
+    - ``wds:`` ``val``: the shards to hold out; ``classes``: a text file of class names, one a line, which
+      numbers in the shards then stand for. Patterns have ranges, ``{a,b}``, ``*`` and ``~``.
     - ``torch/`` ``root``: the folder that holds or receives the files (by default ``datasets`` in torch's
       cache folder); ``download=true``: fetch what is missing.
 
@@ -67,47 +83,46 @@ def load_data(spec: str, *, seed: int = 0) -> ImageData:
         UserError: There is no such set, or it cannot be trained on; the line says what to mend.
     """
     if not spec.strip():
-        raise UserError("the data spec is empty; give digits, a folder, hf:NAME_OR_FOLDER or torch/NAME")
+        raise UserError(f"the data spec is empty; give {_SPECS}")
     if spec == "digits":
         return _load_digits()
     try:
-        if spec.startswith("hf:"):
-            target, options = _parse_options(spec, ("train", "val", "image", "label", "config"))
-            return load_hub(spec, target.removeprefix("hf:"), options, seed)
-        if spec.startswith("torch/"):
-            target, options = _parse_options(spec, ("root", "download"))
-            return _load_torch(spec, target.removeprefix("torch/"), options)
-        return _load_folder(spec, seed)
+        kind = _find_kind(spec)
+        if not kind:
+            return _load_folder(spec, seed)
+        target, options = kind.parse(spec)
+        return kind.load(spec, target, options, seed)
     except OSError as error:
         raise UserError(f"{spec}: cannot be read ({error.strerror or error})") from error
 
 
 def absolute_spec(spec: str) -> str:
-    """Return a spec that names the same images from any working folder, where it names a folder."""
-    prefix = "hf:" if spec.startswith("hf:") else ""
-    target, question, options = spec.removeprefix(prefix).partition("?")
-    if spec == "digits" or spec.startswith("torch/") or not user_path(target).is_dir():
+    """Return a spec that names the same images from any working folder.
+
+    Raises:
+        UserError: It is no spec.
+    """
+    if spec == "digits":
         return spec
-    return (
-        f"{prefix}{user_path(target).resolve()}{question}{options}"
-        if prefix
-        else str(user_path(spec).resolve())
-    )
+    kind = _find_kind(spec)
+    if not kind:
+        return _absolute_folder(spec)
+    target, options = kind.parse(spec)
+    keep: Callable[[str], str] = str
+    target = kind.prefix + kind.absolute.get("", keep)(target)
+    query = "&".join(f"{key}={kind.absolute.get(key, keep)(value)}" for key, value in options.items())
+    return f"{target}?{query}" if query else target
 
 
-def _parse_options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    target, _, query = spec.partition("?")
-    options = {}
-    for part in query.split("&") if query else ():
-        key, _, value = part.partition("=")
-        if key not in known:
-            raise UserError(
-                f"{spec}: unknown option {key!r}; it takes {shorten(known)}.{suggest(key, known)}"
-            )
-        if not value:
-            raise UserError(f"{spec}: option {key!r} has no value; write {key}=VALUE")
-        options[key] = value
-    return target, options
+def _absolute_path(text: str) -> str:
+    """Return the absolute form of a path, without following a link that a file or folder itself may be."""
+    path = user_path(text)
+    return str(path.parent.resolve() / path.name)
+
+
+def _absolute_folder(text: str) -> str:
+    """Return the absolute form of a folder's path, and anything else as it is."""
+    return _absolute_path(text) if user_path(text).is_dir() else text
 
 
 def _load_digits() -> ImageData:
@@ -124,12 +139,9 @@ def _load_folder(spec: str, seed: int) -> ImageData:
     root = user_path(spec)
     if not root.is_dir():
         if root.exists():
-            raise UserError(f"{spec}: is a file; --data takes a folder of class folders")
-        kinds = ("digits", "hf:", *(f"torch/{name}" for name in _TORCH_SETS))
-        raise UserError(
-            f"{spec}: no such folder, and no other data set's name (digits, hf:NAME, torch/NAME)."
-            + suggest(spec, kinds)
-        )
+            raise UserError(f"{spec}: is a file; --data takes {_SPECS}")
+        kinds = ("digits", "hf:", "wds:", *(f"torch/{name}" for name in _TORCH_SETS))
+        raise UserError(f"{spec}: no such folder; --data takes {_SPECS}.{suggest(spec, kinds)}")
     parts = [name for name in ("train", *_VAL_FOLDERS) if (root / name).is_dir()]
     flat = not any(_class_folders(root / name) for name in parts)
     if not flat or ("train" in parts and len(parts) > 1):
@@ -162,7 +174,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], FileSource]:
     return tuple(folder.name for folder in folders), FileSource(list(chain(*images)), labels)
 
 
-def _load_torch(spec: str, name: str, options: dict[str, str]) -> ImageData:
+def _load_torch(spec: str, name: str, options: dict[str, str], _seed: int) -> ImageData:
     import torch
     from timm.data import create_dataset
 
@@ -191,3 +203,66 @@ def _load_torch(spec: str, name: str, options: dict[str, str]) -> ImageData:
         hint = "" if download == "true" else "; name their folder with root=FOLDER, or add download=true"
         raise UserError(f"{spec}: no usable files in {root} ({reason}){hint}") from error
     return ImageData(spec, classes, train, val, mirror=_TORCH_SETS[name])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of spec that takes options.
+
+    Attributes:
+        prefix: What it begins with.
+        load: Called with the spec, what follows the prefix, the options and the seed.
+        options: The options it takes.
+        absolute: How an option, or what follows the prefix (``""``), is made absolute.
+    """
+
+    prefix: str
+    load: Callable[[str, str, dict[str, str], int], ImageData]
+    options: tuple[str, ...]
+    absolute: dict[str, Callable[[str], str]]
+
+    def parse(self, spec: str) -> tuple[str, dict[str, str]]:
+        """Return what follows the prefix, and the options.
+
+        Raises:
+            UserError: There is no such option, or one has no value.
+        """
+        target, _, query = spec.removeprefix(self.prefix).partition("?")
+        options: dict[str, str] = {}
+        for part in query.split("&") if query else ():
+            key, _, value = part.partition("=")
+            if key not in self.options:
+                known = shorten(self.options, limit=len(self.options))
+                raise UserError(
+                    f"{spec}: unknown option {key!r}; it takes {known}.{suggest(key, self.options)}"
+                )
+            if not value:
+                raise UserError(f"{spec}: option {key!r} has no value; write {key}=VALUE")
+            options[key] = value
+        return target, options
+
+
+_KINDS = (
+    _Kind("hf:", load_hub, ("train", "val", "image", "label", "labels", "config"), {"": _absolute_folder}),
+    _Kind(
+        "wds:",
+        load_shards,
+        ("val", "classes"),
+        {"": absolute_pattern, "val": absolute_pattern, "classes": _absolute_path},
+    ),
+    _Kind("torch/", _load_torch, ("root", "download"), {"root": _absolute_path}),
+)
+_TABLE = _Kind(
+    "",
+    load_table,
+    ("image", "label", "labels", "separator", "val", "split"),
+    {"": _absolute_path, "val": _absolute_path},
+)
+
+
+def _find_kind(spec: str) -> _Kind | None:
+    """Return the kind of a spec; none for a folder, which takes no options."""
+    for kind in _KINDS:
+        if spec.startswith(kind.prefix):
+            return kind
+    return _TABLE if Path(spec.partition("?")[0]).suffix.lower() in TABLES else None

@@ -202,8 +202,10 @@ def user_path(text: str) -> Path:
     """Return a path as a user writes it, with ``~`` for a home folder.
 
     Raises:
-        UserError: ``~NAME`` names nobody.
+        UserError: ``~NAME`` names nobody, or there is a zero byte.
     """
+    if "\0" in text:
+        raise UserError(f"{text!r}: a path has no zero byte")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
