@@ -55,3 +55,19 @@ def config(colours: Path, tmp_path: Path):
         return TrainConfig(**quick | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 40 training and 13 held-out pictures with the colours of both halves; no test changes it."""
+    folder = tmp_path_factory.mktemp("tagged")
+    rng = np.random.default_rng(2)
+    lines = ["image,labels,split"]
+    for index in range(53):
+        halves = [str(name) for name in rng.choice(list(COLOURS), 2)]
+        pixels = np.concatenate([np.full((16, 8, 3), COLOURS[name]) for name in halves], axis=1)
+        noisy = np.clip(rng.normal(pixels, 30), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{index:02}.png")
+        lines.append(f"{index:02}.png,{'|'.join(sorted(set(halves)))},{'train' if index < 40 else 'val'}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder / "labels.csv"

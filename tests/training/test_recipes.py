@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.transforms import CenterCrop
 
 import xnext
+from xnext.data import MemoryLoader
 from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
 from xnext.training.recipes import find_recipe, list_recipes
@@ -52,6 +53,23 @@ TABLE = {
         "model": "inceptionnext_base_384", "epochs": 30, "batch": 1024, "lr": 5e-5, "warmup": 0,
         "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.7, "dropout": 0.5, "ema": 0.9999, "image_size": 384,
     },
+    "xception_multilabel": {
+        "model": "xception", "optimizer": "RMSpropTF", "momentum": 0.9, "lr": 0.001, "schedule": "step",
+        "decay_rate": 0.9, "decay_steps": round(3e6 / 2048), "decay": 1e-5, "dropout": 0.0, "ema": 0.9999,
+        "policy": None, "erasing": 0.0, "smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "image_size": 299,
+        "drop_path": 0.0, "loss": "bce", "threshold": None, "repeats": 1, "warmup": 0,
+    },
+    "finetune": {
+        "model": "inceptionnext_tiny", "optimizer": "AdamW", "schedule": "cosine", "min_lr": 1e-6,
+        "warmup": 2, "epochs": 30, "batch": 64, "lr": 1e-3, "decay": 0.05, "policy": None, "mixup": 0.1,
+        "cutmix": 0.0, "erasing": 0.0, "smoothing": 0.1, "drop_path": 0.1, "loss": "ce", "repeats": 1, "dropout": 0.0,
+        "ema": 0.998, "image_size": 32,
+    },
+    "small_images": {
+        "model": "nexception_debug", "optimizer": "AdamW", "schedule": "cosine", "min_lr": 2e-5, "warmup": 3,
+        "epochs": 30, "batch": 64, "lr": 2e-3, "decay": 0.05, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.1,
+        "drop_path": 0.0, "loss": "ce", "repeats": 1, "dropout": 0.0, "ema": 0.998, "image_size": 32,
+    },
 }  # fmt: skip
 SMALL = {
     "xception": "xception_debug",
@@ -60,12 +78,22 @@ SMALL = {
 }
 
 
-def load(name: str, folder, **changes) -> TrainConfig:
-    """Return the config of a recipe; ``changes`` stand for the user's flags."""
-    values = yaml.safe_load(find_recipe(name).path.read_text())
-    return TrainConfig.from_dict(
-        values | {"data": "digits", "output": str(folder), "device": "cpu"} | changes
-    )
+@pytest.fixture
+def load(tmp_path, tagged):
+    """Return the config of a recipe; keywords stand for the user's flags."""
+
+    def read(name: str, **changes) -> TrainConfig:
+        values = yaml.safe_load(find_recipe(name).path.read_text())
+        data = str(tagged) if name == "xception_multilabel" else "digits"
+        here = {"data": data, "output": str(tmp_path / "run"), "device": "cpu", "pretrained": False}
+        return TrainConfig.from_dict(values | here | changes)
+
+    return read
+
+
+def small(model: str) -> str:
+    """Return the debug size of a network's lineage."""
+    return SMALL[model.split("_")[0]]
 
 
 def test_every_recipe_is_in_the_table():
@@ -80,8 +108,8 @@ def test_headers_say_where_from_how_and_how_well(recipe):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_network_is_the_papers(name, tmp_path):
-    wanted, config = TABLE[name], load(name, tmp_path / "run")
+def test_the_network_is_the_papers(name, load):
+    wanted, config = TABLE[name], load(name)
     model = xnext.create_model(config.model, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate)
     assert config.model == wanted["model"] and config.epochs == wanted.get("epochs", config.epochs)
     assert config.batch_size == wanted.get("batch", config.batch_size)
@@ -91,10 +119,10 @@ def test_the_network_is_the_papers(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_is_built_has_the_values_of_the_table(name, tmp_path):
+def test_what_is_built_has_the_values_of_the_table(name, load):
     wanted = TABLE[name]
-    whole = load(name, tmp_path / "run")
-    setup = prepare(dataclasses.replace(whole, model=SMALL[whole.model.split("_")[0]]))
+    whole = load(name)
+    setup = prepare(dataclasses.replace(whole, model=small(whole.model)))
     groups, optimizer = setup.optimizer.param_groups, setup.optimizer.optimizer
     assert type(optimizer).__name__ == wanted["optimizer"]
     assert {group["weight_decay"] for group in groups} == {0.0, wanted["decay"]}
@@ -110,15 +138,14 @@ def test_what_is_built_has_the_values_of_the_table(name, tmp_path):
         assert scheduler.t_initial + scheduler.warmup_t == wanted["epochs"] * steps
     else:
         assert isinstance(scheduler, StepLRScheduler)
-        assert (scheduler.decay_rate, scheduler.decay_t) == (
-            wanted["decay_rate"],
-            wanted["decay_every"] * steps,
-        )
+        decay_steps = wanted["decay_steps"] if "decay_steps" in wanted else wanted["decay_every"] * steps
+        assert (scheduler.decay_rate, scheduler.decay_t) == (wanted["decay_rate"], decay_steps)
 
     mix = setup.task._mix
     alphas = (mix.mixup_alpha, mix.cutmix_alpha) if mix else (0.0, 0.0)
     assert alphas == (wanted["mixup"], wanted["cutmix"])
     criterion = setup.task._criterion
+    assert setup.data.multilabel == (name == "xception_multilabel")
     if wanted["loss"] == "bce":
         assert isinstance(criterion, BinaryCrossEntropy) and criterion.target_threshold == wanted["threshold"]
     else:
@@ -131,10 +158,10 @@ def test_what_is_built_has_the_values_of_the_table(name, tmp_path):
     assert (setup.ema.decay if setup.ema else 0.0) == wanted["ema"]
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_images_are_changed_as_the_table_says(name, tmp_path):
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - {"small_images"}))
+def test_images_are_changed_as_the_table_says(name, load):
     wanted = TABLE[name]
-    setup = prepare(dataclasses.replace(load(name, tmp_path / "run"), model="inceptionnext_debug"))
+    setup = prepare(dataclasses.replace(load(name), model="inceptionnext_debug"))
     steps = {type(step): step for step in setup.batches.train.dataset.transform.transforms}
     policy, erasing = steps.get(RandAugment), steps.get(RandomErasing)
     if wanted["policy"] is None:
@@ -149,16 +176,44 @@ def test_images_are_changed_as_the_table_says(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_every_recipe_trains(name, tmp_path, colours):
+def test_every_recipe_trains(name, load, colours, tagged, tmp_path):
     config = load(
-        name, tmp_path / "run", data=str(colours), epochs=1, image_size=32, batch_size=16, warmup="1 step",
-        model=SMALL[name.split("_")[0]],
+        name, data=str(tagged if "multilabel" in name else colours), epochs=1, image_size=32, batch_size=16,
+        warmup="1 step", model=small(TABLE[name]["model"]),
     )  # fmt: skip
     train(config, Console(file=io.StringIO()))
     run = Run.open(tmp_path / "run")
     assert len(run.read_metrics()) == 1
     again = TrainConfig.from_dict(yaml.safe_load(run.config.read_text()))
     assert again.optimizer == config.optimizer and again.schedule == config.schedule
+
+
+def test_small_images_are_shifted_and_mirrored_in_memory(load):
+    batches = prepare(load("small_images", data="digits")).batches
+    assert isinstance(batches.train, MemoryLoader)
+    assert [type(step).__name__ for step in batches.transform] == ["ShiftAndMirror", "ToUnit", "Normalise"]
+    assert batches.transform[0].most == 4
+
+
+def test_finetuning_is_slow_near_the_image_and_begins_with_the_classifier(load):
+    config = load("finetune")
+    assert (config.freeze, config.patience) == ("1 epoch", 8)
+    assert find_recipe("finetune").path.read_text().count("\npretrained: true\n") == 1
+    setup = prepare(dataclasses.replace(config, model="inceptionnext_debug"))
+    scales = {}
+    names = {id(weight): name for name, weight in setup.network.named_parameters()}
+    for group in setup.optimizer.param_groups:
+        scales |= {names[id(weight)]: group["lr_scale"] for weight in group["params"]}
+    assert scales["head.fc.weight"] == 1.0
+    assert scales["stem.conv1.weight" if "stem.conv1.weight" in scales else "stem.0.weight"] < 0.5
+    assert all(scale == pytest.approx(0.75 ** round(math.log(scale, 0.75))) for scale in scales.values())
+
+
+def test_xception_has_the_two_layers_of_jft_if_asked(load):
+    config = load("xception_multilabel", model_args={"head_widths": [4096, 4096]})
+    model = xnext.create_model("xception", **config.model_args)
+    widths = [layer.out_features for layer in model.head.modules() if isinstance(layer, nn.Linear)]
+    assert widths == [4096, 4096, 1000]
 
 
 def test_a_misspelt_recipe_names_the_nearest():
