@@ -95,7 +95,7 @@ def trained(monkeypatch):
         configs.append(config)
         return {"best_val_top1": 0.0, "best_epoch": 1}
 
-    monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr("xnext.cli.train.train", train)
     return configs
 
 
@@ -282,7 +282,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(config, **_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "train", broken)
+    monkeypatch.setattr("xnext.cli.train.train", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--model", "x", "--data", "digits", "--output", "y"])
 

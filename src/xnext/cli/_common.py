@@ -1,0 +1,56 @@
+"""What the verbs share: what one is, tables, errors, words of the help."""
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jsonargparse import Namespace
+from rich.table import Table
+
+from xnext._parser import Parser
+from xnext.errors import UserError
+from xnext.training.progress import Screen
+
+DATA_HELP = "Images: `digits`, a folder, `hf:NAME_OR_FOLDER` or `torch/NAME`."
+MODEL_HELP = "Network that published weights belong to; a RUN and its checkpoints know their own."
+CHECKPOINT_HELP = "Folder that `xnext train` left (its best weights), or a weight file."
+
+_MISTAKE = 2
+
+
+class Verb(NamedTuple):
+    """What a command does, in a line; its options; its code; examples of its use."""
+
+    summary: str
+    options: Callable[[Parser], None]
+    run: Callable[[Namespace], int]
+    examples: tuple[str, ...]
+
+
+def fail(message: str) -> int:
+    """Print one error line and return the exit code that goes with it."""
+    print("xnext: error:", " ".join(message.split()), file=sys.stderr)
+    return _MISTAKE
+
+
+def print_table(table: Table) -> None:
+    """Print a table: as wide as the terminal, or unwrapped into a file or pipe."""
+    Screen(markup=False, highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+def new_table(*headings: str) -> Table:
+    """Return an empty table; a heading that starts with `>` is of a column of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for heading in headings:
+        number = heading.startswith(">")
+        table.add_column(
+            heading.lstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
+    return table
+
+
+def at_least(arguments: Namespace, name: str, least: int) -> int:
+    """Return the value of an option after checking that it is not too small."""
+    if arguments[name] < least:
+        raise UserError(f"--{name.replace('_', '-')} is {arguments[name]}; it must be at least {least}")
+    return arguments[name]
