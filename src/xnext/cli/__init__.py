@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from xnext._parser import Parser, config_first
 from xnext._version import __version__
-from xnext.cli import cam, evaluate, models, predict, recipes, train
+from xnext.cli import cam, data, evaluate, models, predict, recipes, train
 from xnext.cli._common import fail
 from xnext.errors import UserError
 from xnext.training.interrupts import Stopped
@@ -17,6 +17,7 @@ _INTERRUPTED = 128 + 2  # as a shell reports a process that SIGINT ended
 _PIPE_CLOSED = 128 + 13  # and SIGPIPE
 
 _VERBS = {
+    "data": data.VERB,
     "train": train.VERB,
     "evaluate": evaluate.VERB,
     "predict": predict.VERB,

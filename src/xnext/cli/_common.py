@@ -1,10 +1,13 @@
-"""What the verbs share: what one is, tables, errors, words of the help."""
+"""What the verbs share: what one is, tables, bars, errors, words of the help."""
 
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from xnext._parser import Parser
@@ -35,7 +38,9 @@ def fail(message: str) -> int:
 
 def print_table(table: Table) -> None:
     """Print a table: as wide as the terminal, or unwrapped into a file or pipe."""
-    Screen(markup=False, highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+    Screen(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 1000).print(
+        table
+    )
 
 
 def new_table(*headings: str) -> Table:
@@ -54,3 +59,21 @@ def at_least(arguments: Namespace, name: str, least: int) -> int:
     if arguments[name] < least:
         raise UserError(f"--{name.replace('_', '-')} is {arguments[name]}; it must be at least {least}")
     return arguments[name]
+
+
+def require_png(path: Path) -> None:
+    """Refuse an ``--output`` whose name says that it is no PNG, before any work is done."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output {path} must end in .png, since that is what it will be")
+
+
+def watched(items: Iterable[Any], title: str, total: int | None = None) -> Iterable[Any]:
+    """Pass items on, with a bar on stderr where that is a terminal.
+
+    Args:
+        items: What to pass on.
+        title: What is being done.
+        total: How many there are, where the items do not know.
+    """
+    console = Console(stderr=True)
+    return track(items, title, total=total, console=console, transient=True, disable=not console.is_terminal)

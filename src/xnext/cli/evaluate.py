@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import track
 
 from xnext._parser import Parser
-from xnext.cli._common import DATA_HELP, MODEL_HELP, Verb, at_least, new_table, print_table
+from xnext.cli._common import DATA_HELP, MODEL_HELP, Verb, at_least, new_table, print_table, watched
 from xnext.data import (
     ImageData,
     ImageDataset,
@@ -59,10 +57,9 @@ def _evaluate(arguments: Namespace) -> int:
     _require_same_classes(classifier, data, checkpoint)
     dataset = ImageDataset(data.val, build_eval_transform(classifier.preprocessing), training=False)
     loader = build_loader(dataset, batch_size=batch_size, workers=workers)
-    progress = Console(stderr=True)
     result = evaluate(
         classifier.model,
-        track(loader, "evaluating", console=progress, transient=True, disable=not progress.is_terminal),
+        watched(loader, "evaluating"),
         num_classes=len(data.classes),
         device=classifier.device,
     )
