@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from xnext._parser import Parser, config_first
 from xnext._version import __version__
-from xnext.cli import cam, data, evaluate, models, predict, recipes, train
+from xnext.cli import cam, compare, data, evaluate, models, predict, recipes, train
 from xnext.cli._common import fail
 from xnext.errors import UserError
 from xnext.training.interrupts import Stopped
@@ -20,6 +20,7 @@ _VERBS = {
     "data": data.VERB,
     "train": train.VERB,
     "evaluate": evaluate.VERB,
+    "compare": compare.VERB,
     "predict": predict.VERB,
     "cam": cam.VERB,
     "recipes": recipes.VERB,

@@ -19,6 +19,7 @@ MODEL_HELP = "Network that published weights belong to; a RUN and its checkpoint
 CHECKPOINT_HELP = "Folder that `xnext train` left (its best weights), or a weight file."
 
 _MISTAKE = 2
+_NARROWEST = 8  # characters of a column of words
 
 
 class Verb(NamedTuple):
@@ -37,21 +38,27 @@ def fail(message: str) -> int:
 
 
 def print_table(table: Table) -> None:
-    """Print a table: as wide as the terminal, or unwrapped into a file or pipe."""
-    Screen(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 1000).print(
-        table
-    )
+    """Print a table: unwrapped into a file or pipe; as wide as a terminal, but never with numbers cut."""
+    screen = Screen(markup=False, emoji=False, highlight=False, width=1000)
+    if sys.stdout.isatty():
+        screen.width = max(Screen().width, screen.measure(table).minimum)
+    screen.print(table)
 
 
 def new_table(*headings: str) -> Table:
     """Return an empty table; a heading that starts with `>` is of a column of numbers."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
-        number = heading.startswith(">")
-        table.add_column(
-            heading.lstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold"
-        )
+        if heading.startswith(">"):
+            table.add_column(heading[1:], justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold", min_width=_NARROWEST)
     return table
+
+
+def shown(name: str) -> str:
+    """Return a name that stays on its line of a table."""
+    return name if name.isprintable() else repr(name)
 
 
 def at_least(arguments: Namespace, name: str, least: int) -> int:

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import DATA_HELP, Verb, at_least, new_table, print_table, require_png, watched
+from xnext.cli._common import DATA_HELP, Verb, at_least, new_table, print_table, require_png, shown, watched
 from xnext.data import SMALL_SIDE, DataReport, check_data, load_data
 from xnext.data.pictures import draw_contact_sheet
 
@@ -52,12 +52,12 @@ def _data(arguments: Namespace) -> int:
 def _print_report(report: DataReport) -> None:
     train, val = report.counts["train"], report.counts["val"]
     images = "{train:,} training and {val:,} held-out images".format(**report.images)
-    print(f"{_shown(report.name)}: {images}, {len(report.classes):,} classes\n")
+    print(f"{shown(report.name)}: {images}, {len(report.classes):,} classes\n")
     many = len(report.classes) > _MOST_CLASSES
     places = range(len(report.classes))
     table = new_table("rarest classes" if many else "class", ">training", ">held out")
     for place in sorted(places, key=lambda place: train[place])[:_RAREST] if many else places:
-        table.add_row(_shown(report.classes[place]), f"{train[place]:,}", f"{val[place]:,}")
+        table.add_row(shown(report.classes[place]), f"{train[place]:,}", f"{val[place]:,}")
     print_table(table)
     print(f"\ntraining images a class: {report.class_size}")
     print(f"imbalance, largest to smallest class: {report.imbalance:.3g}")
@@ -83,11 +83,6 @@ def _print_findings(report: DataReport) -> None:
             print(f"    {case}")
         if len(finding.cases) > _CASES:
             print(f"    and {len(finding.cases) - _CASES:,} more, which --json lists")
-
-
-def _shown(name: str) -> str:
-    """Return a name that stays on its line."""
-    return name if name.isprintable() else repr(name)
 
 
 VERB = Verb(
