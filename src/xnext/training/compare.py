@@ -26,7 +26,7 @@ _NUMBERS = ("epoch", *_LOSSES, *METRICS, "seconds", "images_per_second")
 
 # Okabe and Ito's colours, without the yellow that white paper swallows; one after the other, then dashed.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":")
+_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":")
 MOST_CURVES = len(_COLOURS) * len(_STYLES)
 """How many runs one picture tells apart."""
 
