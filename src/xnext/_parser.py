@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from xnext._types import describe_type
 from xnext._yaml import read_yaml
@@ -61,13 +61,13 @@ class Parser(ArgumentParser):
             if not required:
                 factory = field.default_factory
                 default = {"default": field.default if factory is dataclasses.MISSING else factory()}
-            self.add_argument(
-                "--" + field.name.replace("_", "-"),
-                type=hints[field.name],
-                metavar=metavars.get(field.name) or _metavar(hints[field.name]),
-                help=(texts[field.name] or "").replace("None:", "default:"),
-                **default,
-            )
+            if hints[field.name] is bool:
+                default |= {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
+            else:
+                metavar = metavars.get(field.name) or _metavar(hints[field.name])
+                default |= {"type": hints[field.name], "metavar": metavar}
+            text = (texts[field.name] or "").replace("None:", "default:")
+            self.add_argument("--" + field.name.replace("_", "-"), help=text, **default)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the complaint as one line that names the option and, for a misspelt one, the nearest."""

@@ -36,16 +36,18 @@ def test_agrees_with_scikit_learn_on_the_readable_images(classes, count, batch_s
     truth, scores = labels[good].numpy(), logits[good].double()
     names = list(range(classes))
     expected = confusion_matrix(truth, scores.argmax(1).numpy(), labels=names)
-    np.testing.assert_array_equal(result.confusion, expected)
-    assert result.confusion.dtype == np.int64
+    np.testing.assert_array_equal(result.detail, expected)
+    assert result.detail.dtype == np.int64
     assert result.images == len(truth)
     assert result.bad_images == torch.nonzero(~good).flatten().tolist()
-    assert result.top1 == pytest.approx(100 * np.trace(expected) / len(truth))
+    assert result.metrics["top1"] == pytest.approx(100 * np.trace(expected) / len(truth))
     top5 = 1.0
     if classes > 5:
         top5 = top_k_accuracy_score(truth, scores.numpy(), k=5, labels=names)
-    assert result.top5 == pytest.approx(100 * top5, rel=1e-5)
-    assert result.loss == pytest.approx(log_loss(truth, scores.softmax(1).numpy(), labels=names), rel=1e-4)
+    assert result.metrics["top5"] == pytest.approx(100 * top5, rel=1e-5)
+    assert result.metrics["loss"] == pytest.approx(
+        log_loss(truth, scores.softmax(1).numpy(), labels=names), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -57,7 +59,9 @@ def test_leaves_the_model_as_it_was(training):
     assert all(module.training == training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     again = evaluate(model, batches(logits, torch.arange(8) % 3, 8), num_classes=3, device="cpu")
-    assert first.loss == pytest.approx(again.loss)  # neither dropout nor batch statistics took part
+    assert first.metrics["loss"] == pytest.approx(
+        again.metrics["loss"]
+    )  # neither dropout nor batch statistics took part
 
 
 def test_restores_the_mode_after_an_error():
@@ -83,4 +87,4 @@ def test_half_precision_logits_are_counted_in_float():
     result = evaluate(
         nn.Identity(), batches(logits, torch.tensor([0, 1, 2, 0]), 2), num_classes=3, device="cpu"
     )
-    assert result.loss == pytest.approx(math.log(3), rel=1e-6)
+    assert result.metrics["loss"] == pytest.approx(math.log(3), rel=1e-6)

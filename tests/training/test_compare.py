@@ -37,7 +37,7 @@ def make(tmp_path):
 def test_the_result_of_a_run(make):
     (run,) = read_runs([make("run", epochs(50.0, 70.0, 60.0))])
     assert run.to_dict() == {
-        "run": str(run.path), "model": "xception_debug", "data": "digits", "metric": "val_top1", "best": 70.0,
+        "run": str(run.path), "model": "xception_debug", "data": "digits", "metric": "top1", "best": 70.0,
         "best_epoch": 2, "last": 60.0, "val_loss": 0.5, "epochs": 9, "epochs_done": 3, "finished": True,
         "params": 1_500_000, "macs": 2_000_000_000, "seconds": 7.5, "images_per_second": 200.0,
     }  # fmt: skip
@@ -69,8 +69,8 @@ def test_runs_of_several_kinds(make):
         row |= {"val_map_at_100": 12.0, "raw_val_loss": 3.0, "raw_val_map": 95.0}
     runs = read_runs([make("several", several), make("one", epochs(50.0, 60.0))])
     assert [(run.path.name, run.metric, run.to_dict()["best"]) for run in runs] == [
-        ("one", "val_top1", 60.0),
-        ("several", "val_map", 90.0),
+        ("one", "top1", 60.0),
+        ("several", "map", 90.0),
     ]
     figure = draw_comparison(runs)
     assert [axes.get_title() for axes in figure.axes] == [
@@ -143,8 +143,8 @@ def test_a_long_name_keeps_both_its_ends(tmp_path):
         ('{"epoch": 1, "val_top1": 3}\n{"epoch": 2, "val_top1": "high"}', "damaged .line 2"),
         ('{"epoch": null, "val_top1": 3}', "damaged .line 1"),
         ('{"epoch": 1, "val_top1": 3, "seconds": [1]}', "damaged .line 1"),
-        ('{"epoch": 1, "val_loss": 3}', "run/metrics.jsonl: an epoch has neither val_top1 nor val_map"),
-        ('{"epoch": 1, "val_top1": 3}\n{"epoch": 2}', "run/metrics.jsonl: an epoch has neither"),
+        ('{"epoch": 1, "val_loss": 3}', "run/metrics.jsonl is damaged .an epoch has no result"),
+        ('{"epoch": 1, "val_top1": 3}\n{"epoch": 2}', "run/metrics.jsonl is damaged .an epoch has no"),
     ],
 )
 def test_metrics_that_are_damaged_are_named(make, content, message):

@@ -126,7 +126,7 @@ def test_what_is_built_has_the_values_of_the_table(name, tmp_path):
         smoothing = mix.label_smoothing if mix else criterion.label_smoothing
         assert smoothing == wanted["smoothing"]
 
-    assert setup.train_loader.batch_sampler.sampler._repeats == wanted["repeats"]
+    assert setup.sampler._repeats == wanted["repeats"]
     assert setup.preprocessing.image_size == wanted["image_size"]
     assert (setup.ema.decay if setup.ema else 0.0) == wanted["ema"]
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from xnext._parser import Parser, config_first
+from xnext._processes import is_first
 from xnext._version import __version__
 from xnext.cli import cam, compare, data, evaluate, models, predict, recipes, train
 from xnext.cli._common import fail
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except Stopped as stopped:
-        print("xnext:", stopped, file=sys.stderr)
+        if is_first():
+            print("xnext:", stopped, file=sys.stderr)
         return 128 + stopped.signal
     except UserError as error:
         return fail(str(error))

@@ -1,5 +1,6 @@
 """What the verbs share: what one is, tables, bars, errors, words of the help."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from xnext._parser import Parser
+from xnext._processes import is_first
 from xnext.errors import UserError
 from xnext.training.progress import Screen
 
@@ -33,7 +35,8 @@ class Verb(NamedTuple):
 
 def fail(message: str) -> int:
     """Print one error line and return the exit code that goes with it."""
-    print("xnext: error:", " ".join(message.split()), file=sys.stderr)
+    process = "" if is_first() else f" (process {os.environ['RANK']})"
+    print(f"xnext: error{process}:", " ".join(message.split()), file=sys.stderr)
     return _MISTAKE
 
 

@@ -10,7 +10,8 @@ from xnext._figures import write_figure
 from xnext._parser import Parser
 from xnext.cli._common import Verb, new_table, print_table, require_png, shown
 from xnext.errors import UserError
-from xnext.training.compare import METRICS, MOST_CURVES, draw_comparison, read_runs
+from xnext.evaluation.accuracy import METRICS
+from xnext.training.compare import MOST_CURVES, draw_comparison, read_runs
 
 
 def _compare_options(parser: Parser) -> None:

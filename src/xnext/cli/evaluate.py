@@ -63,14 +63,12 @@ def _evaluate(arguments: Namespace) -> int:
         num_classes=len(data.classes),
         device=classifier.device,
     )
-    if not math.isfinite(result.loss):
+    if not math.isfinite(result.metrics["loss"]):
         raise UserError(f"the outputs of {checkpoint} are not finite; train again, or take other weights")
     report = {
         "model": classifier.name,
         "data": data.name,
-        "top1": result.top1,
-        "top5": result.top5,
-        "loss": result.loss,
+        **result.metrics,
         "images": result.images,
         "bad_images": [data.val.name(index) for index in result.bad_images],
         "seconds": round(time.perf_counter() - started, 3),

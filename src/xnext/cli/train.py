@@ -6,8 +6,10 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from xnext._parser import ConfigFile, Parser
+from xnext._processes import is_first, is_restarted, leave
 from xnext.cli._common import Verb
-from xnext.training import TrainConfig, train
+from xnext.evaluation.accuracy import METRICS
+from xnext.training import Run, TrainConfig, train
 from xnext.training.recipes import find_recipe
 
 
@@ -41,14 +43,18 @@ class _Options(ConfigFile):
 def _train(arguments: Namespace) -> int:
     values = vars(arguments)
     config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
-    if arguments.resume is not None:
+    resume = arguments.resume is not None
+    if resume:
         config = dataclasses.replace(config, output=arguments.resume)
-    summary = train(config, resume=arguments.resume is not None, force=arguments.force)
-    run = config.output
-    print(
-        f"best: {summary['best_val_top1']:.2f} % top-1, after epoch {summary['best_epoch']}; all is in {run}"
-    )
-    print(f"next: xnext evaluate {run}, or xnext predict IMAGE --checkpoint {run}")
+    elif is_restarted():
+        resume = Run(config.output).config.is_file()
+    summary = train(config, resume=resume, force=arguments.force)
+    leave()
+    if is_first():
+        run, name = config.output, next(name for name in METRICS if f"best_val_{name}" in summary)
+        best = f"{summary[f'best_val_{name}']:.2f} % {METRICS[name]}"
+        print(f"best: {best}, after epoch {summary['best_epoch']}; all is in {run}")
+        print(f"next: xnext evaluate {run}, or xnext predict IMAGE --checkpoint {run}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Where images come from: sources, decoding, splits, transforms, batches."""
 
+from xnext.data._batches import SharedBatches
 from xnext.data._check import SMALL_SIDE, DataReport, check_data
 from xnext.data._dataset import EpochSampler, ImageDataset, build_loader
 from xnext.data._decode import BadImageError, decode_image, find_images
@@ -26,6 +27,7 @@ __all__ = [
     "ImageDataset",
     "ImageSource",
     "Preprocessing",
+    "SharedBatches",
     "absolute_spec",
     "build_eval_transform",
     "build_loader",

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from xnext._random import EPOCH, PICTURE, derive_seed, seed_cpu
+from xnext.data._batches import SharedBatches
 from xnext.data._decode import BadImageError
 from xnext.data._sources import ImageSource
 from xnext.data._transforms import Transform
@@ -164,25 +165,29 @@ def build_loader(
     workers: int = 0,
     drop_last: bool = False,
     repeats: int = 1,
+    process: int = 0,
+    processes: int = 1,
 ) -> DataLoader:
     """Batch a dataset: images float32 ``[B, C, H, W]``, labels int64 ``[B]``, bad indices int64 ``[B]``.
 
     Args:
         dataset: What to batch.
-        batch_size: Pictures a batch.
+        batch_size: Pictures a batch, over all processes.
         shuffle: In the order of an ``EpochSampler``; call its ``set_epoch`` before each epoch.
         seed: Of that order, and of what the workers draw.
         workers: Processes that decode and transform; 0 does it in this one, enough for small cached sets.
         drop_last: Leave out a last batch that is not full, unless it is the only one.
         repeats: Times that a picture comes in a shuffled epoch, as ``EpochSampler`` says.
+        process: Rank of this process in a distributed training.
+        processes: How many take part in it; each takes its share of a batch.
     """
-    sampler = EpochSampler(len(dataset), seed, repeats) if shuffle else None
+    order = EpochSampler(len(dataset), seed, repeats) if shuffle else range(len(dataset))
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        generator=sampler.generator if sampler else None,
+        batch_sampler=SharedBatches(
+            order, batch_size, drop_last=drop_last, process=process, processes=processes
+        ),
+        generator=order.generator if isinstance(order, EpochSampler) else None,
         num_workers=workers,
-        drop_last=drop_last and len(dataset) >= batch_size,
         pin_memory=torch.cuda.is_available(),
     )

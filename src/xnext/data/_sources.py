@@ -20,7 +20,7 @@ class ImageSource(ABC):
     """Labelled pictures that are read one at a time.
 
     Attributes:
-        labels: int64 ``[N]``, the class of each picture; or bool ``[N, classes]``, each of its classes.
+        labels: int64 ``[N]``, the class of each picture; or bool ``[N, classes]``, true for its classes.
     """
 
     labels: np.ndarray

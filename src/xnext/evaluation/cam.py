@@ -41,7 +41,7 @@ def explain(
     transform = build_eval_transform(classifier.preprocessing)
     inputs = torch.stack([transform(image) for image in images]).to(classifier.device)
     with torch.inference_mode():
-        probabilities = classifier.model(inputs).float().softmax(dim=1).cpu()
+        probabilities = classifier.probabilities(classifier.model(inputs)).cpu()
     targets = probabilities.argmax(dim=1).tolist() if target is None else [target] * len(images)
     maps = activation_maps(classifier.model, inputs, targets)
     verdicts = [

@@ -16,6 +16,8 @@ from xnext.models._checkpoints import read_weights
 from xnext.models._registry import create_variant
 from xnext.training.run import Run
 
+_PROBABLE = 0.5  # of classes that do not exclude each other, those that rather are in an image
+
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
@@ -31,6 +33,7 @@ class Classifier:
         device: Where the model is.
         data: The data spec that it was trained on, if the checkpoint says so.
         seed: The seed of that training, which may have decided what was held out.
+        multilabel: Whether an image may have several classes, each with a probability of its own.
     """
 
     model: nn.Module
@@ -41,6 +44,11 @@ class Classifier:
     device: torch.device
     data: str | None = None
     seed: int = 0
+    multilabel: bool = False
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability of each class for logits [N, classes]."""
+        return logits.float().sigmoid() if self.multilabel else logits.float().softmax(dim=1)
 
     def class_index(self, target: str) -> int:
         """Return the index of a class given by its name or, failing that, by its index.
@@ -81,7 +89,7 @@ def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
     Raises:
         UserError: Nothing usable is there, or it belongs to another network.
     """
-    path, training = checkpoint, {}
+    path, training, multilabel = checkpoint, {}, False
     if checkpoint.is_dir():
         path = Run.open(checkpoint).best
         if not path.exists():
@@ -101,7 +109,8 @@ def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
             raise UserError(
                 f"{path} has damaged metadata: {len(classes)} classes, but {report.new_classes[0]} outputs"
             )
-        training = metadata.get("extra", {}).get("train_config", {})
+        extra = metadata.get("extra", {})
+        training, multilabel = extra.get("train_config", {}), bool(extra.get("multilabel"))
     elif model is not None:
         name = model
         network, classes = _load_published(path, name)
@@ -118,20 +127,22 @@ def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
         named=metadata is not None,
         data=training.get("data"),
         seed=training.get("seed", 0),
+        multilabel=multilabel,
         preprocessing=preprocessing,
         device=device,
     )
 
 
 def predict(
-    classifier: Classifier, images: Sequence[Path], topk: int = 5, batch_size: int = 32
+    classifier: Classifier, images: Sequence[Path], topk: int | None = 5, batch_size: int = 32
 ) -> Iterator[Prediction]:
     """Yield a prediction for every image, in order, batch by batch.
 
     Args:
         classifier: What :func:`load_classifier` returned.
         images: Image files.
-        topk: Classes to name for each image, the most probable first; all of them if there are fewer.
+        topk: Classes to name for each image, the most probable first; all of them if there are fewer. None:
+            the most probable one, and if an image may have several all that are as probable as not.
         batch_size: Images that go through the network at once.
     """
     transform = build_eval_transform(classifier.preprocessing)
@@ -155,17 +166,25 @@ def predict(
                     yield Prediction(path, next(answers))
 
 
-def most_probable(classifier: Classifier, inputs: Tensor, topk: int) -> list[tuple[tuple[str, float], ...]]:
-    """Return for each image of a batch [N, C, H, W] its ``topk`` classes with their probabilities."""
+def most_probable(
+    classifier: Classifier, inputs: Tensor, topk: int | None
+) -> list[tuple[tuple[str, float], ...]]:
+    """Return for each image of a batch [N, C, H, W] its classes with their probabilities, as ``predict``."""
     with torch.inference_mode():
         logits = classifier.model(inputs.to(classifier.device))
     if not logits.isfinite().all():
         raise UserError(
             f"the outputs of {classifier.name} are not finite; train again, or take other weights"
         )
-    top = logits.float().softmax(dim=1).topk(min(topk, len(classifier.classes)))
+    several = topk is None and classifier.multilabel
+    count = len(classifier.classes) if several else min(topk or 1, len(classifier.classes))
+    top = classifier.probabilities(logits).topk(count)
     return [
-        tuple((classifier.classes[index], probability) for index, probability in zip(*row, strict=True))
+        tuple(
+            (classifier.classes[index], probability)
+            for place, (index, probability) in enumerate(zip(*row, strict=True))
+            if not several or place == 0 or probability >= _PROBABLE
+        )
         for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
 

@@ -1,13 +1,14 @@
 """What all networks share: timm's contract over a stem, stages and a head."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from xnext.models._config import ConfigError
 from xnext.models.layers import NORMS, ClassifierHead
@@ -31,8 +32,34 @@ class Stage(nn.Module):
         """Map (B, C, H, W) to (B, C', H', W')."""
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
+            for block in self.blocks:
+                x = _checkpoint(block, x)
+            return x
         return self.blocks(x)
+
+
+@torch.jit.ignore
+def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
+    """Run a block that keeps its input alone and computes the rest again for the backward pass."""
+    if torch.compiler.is_compiling():  # which leaves the statistics out of what it computes again by itself
+        return checkpoint(block, x, use_reentrant=False)
+    return checkpoint(
+        block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _without_statistics(block))
+    )
+
+
+@contextmanager
+def _without_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norms count a batch that they see a second time only once."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 class Network(nn.Module):

@@ -12,11 +12,11 @@ _NAMED_IN_ERROR = 3
 class BadImages:
     """The unreadable images of one source, each listed once in the run's `bad_images.txt`."""
 
-    def __init__(self, run: Run, source: ImageSource, limit: float = 1.0) -> None:
+    def __init__(self, run: Run | None, source: ImageSource, limit: float = 1.0) -> None:
         """Start with none.
 
         Args:
-            run: Where they are listed.
+            run: Where they are listed; None lists them nowhere.
             source: What the indices belong to.
             limit: Share of the source, 0 to 1, above which the run stops.
         """
@@ -35,6 +35,10 @@ class BadImages:
         """File names in the order in which they were found."""
         return list(self._names.values())
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._names = {}
+
     def add(self, indices: Iterable[int]) -> None:
         """List images by their index in the source; one that is listed already is left out.
 
@@ -45,7 +49,8 @@ class BadImages:
         if not new:
             return
         self._names |= new
-        self._run.append_bad_images(new.values())
+        if self._run is not None:
+            self._run.append_bad_images(new.values())
         check_bad_images(self.names, len(self._source), self._limit)
 
 

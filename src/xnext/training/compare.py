@@ -16,13 +16,11 @@ from matplotlib.ticker import MaxNLocator
 
 from xnext._yaml import read_yaml
 from xnext.errors import UserError
+from xnext.evaluation.accuracy import METRICS
 from xnext.training.run import Run
 
-METRICS = {"val_top1": "top-1", "val_map": "mAP"}
-"""What a run is judged by, in percent: the first of these that it measured. The values are their names."""
-
 _LOSSES = {"train_loss": "training loss", "val_loss": "held-out loss"}
-_NUMBERS = ("epoch", *_LOSSES, *METRICS, "seconds", "images_per_second")
+_NUMBERS = ("epoch", *_LOSSES, *(f"val_{name}" for name in METRICS), "seconds", "images_per_second")
 
 # Okabe and Ito's colours, without the yellow that white paper swallows; one after the other, then dashed.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -44,7 +42,7 @@ class RunRecord:
         data: The data spec.
         epochs: How many it was told to train, if its config says so.
         rows: The finished epochs, at least one, as in `metrics.jsonl`.
-        metric: The key of ``METRICS`` that it is judged by.
+        metric: What it is judged by: the first of ``METRICS`` that it measured.
         summary: `summary.json`; None while the training is not at its end.
     """
 
@@ -69,10 +67,9 @@ class RunRecord:
             if not isinstance(config.get(key), str):
                 raise UserError(f"{run.config}: key {key!r} is missing; mend the file, or leave the run out")
         rows = _read_rows(run)
-        metric = next((key for key in METRICS if key in rows[0]), None)
-        if metric is None or any(metric not in row for row in rows):
-            wanted = " nor ".join(METRICS)
-            raise UserError(f"{run.metrics}: an epoch has neither {wanted}; leave the run out")
+        metric = next((name for name in METRICS if f"val_{name}" in rows[0]), None)
+        if metric is None or any(f"val_{metric}" not in row for row in rows):
+            raise UserError(f"{run.metrics} is damaged (an epoch has no result); leave the run out")
         return cls(
             path=path,
             model=config["model"],
@@ -84,9 +81,14 @@ class RunRecord:
         )
 
     @property
+    def key(self) -> str:
+        """The key of the metric in the rows."""
+        return f"val_{self.metric}"
+
+    @property
     def best(self) -> dict[str, float]:
         """The epoch with the best result, and of equal ones that with the lowest loss."""
-        return max(self.rows, key=lambda row: (row[self.metric], -row.get("val_loss", 0)))
+        return max(self.rows, key=lambda row: (row[self.key], -row.get("val_loss", 0)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as what JSON can hold; None stands for what the run does not say."""
@@ -97,9 +99,9 @@ class RunRecord:
             "model": self.model,
             "data": self.data,
             "metric": self.metric,
-            "best": self.best[self.metric],
+            "best": self.best[self.key],
             "best_epoch": self.best["epoch"],
-            "last": self.rows[-1][self.metric],
+            "last": self.rows[-1][self.key],
             "val_loss": self.best.get("val_loss"),
             "epochs": self.epochs,
             "epochs_done": len(self.rows),
@@ -121,7 +123,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
     for path in paths:
         different.setdefault(os.path.realpath(path), path)
     runs = [RunRecord.read(path) for path in different.values()]
-    return sorted(runs, key=lambda run: (list(METRICS).index(run.metric), -run.best[run.metric]))
+    return sorted(runs, key=lambda run: (list(METRICS).index(run.metric), -run.best[run.key]))
 
 
 def draw_comparison(runs: Sequence[RunRecord]) -> Figure:
@@ -130,7 +132,8 @@ def draw_comparison(runs: Sequence[RunRecord]) -> Figure:
     Args:
         runs: Up to ``MOST_CURVES`` runs.
     """
-    panels = _LOSSES | {key: f"held-out {METRICS[key]}" for key in METRICS if _measured(runs, key)}
+    measured = [name for name in METRICS if any(run.metric == name for run in runs)]
+    panels = _LOSSES | {f"val_{name}": f"held-out {METRICS[name]}" for name in measured}
     names = _distinct_names([run.path for run in runs])
     width = _PANEL * len(panels)
     columns = max(1, min(3, 13 * width // (max(map(len, names)) + 45)))  # 13 characters an inch
@@ -164,13 +167,9 @@ def _draw_curves(axes: Axes, runs: Sequence[RunRecord], key: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _measured(runs: Sequence[RunRecord], key: str) -> bool:
-    return any(run.metric == key for run in runs)
-
-
 def _legend(run: RunRecord, name: str) -> str:
     unfinished = "" if run.summary is not None else ", unfinished"
-    return f"{name}: best {run.best[run.metric]:.2f} % at epoch {run.best['epoch']}{unfinished}"
+    return f"{name}: best {run.best[run.key]:.2f} % at epoch {run.best['epoch']}{unfinished}"
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

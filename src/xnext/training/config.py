@@ -17,6 +17,7 @@ from xnext.training.schedule import LEARNING_RATES, learning_rate, parse_duratio
 
 # The learning rate starts and ends at this share of its peak, unless told otherwise.
 _LOWEST = 0.01
+_SMOOTHING = 0.1  # of labels, for one class an image
 _LARGEST_IMAGE = 4096  # pixels a side; more is a typing error, and takes all memory
 
 
@@ -26,7 +27,8 @@ class TrainConfig:
 
     Attributes:
         model: Name of the network; `xnext models` lists them.
-        data: Images to learn from: `digits`, a folder, `hf:NAME_OR_FOLDER` or `torch/NAME`.
+        data: Images to learn from: `digits`, a folder, a table of paths and labels, `hf:NAME_OR_FOLDER`,
+            `torch/NAME` or `wds:SHARDS`.
         output: Folder to create for the run; it must not exist or be empty.
         epochs: Passes over the training images.
         image_size: Side of the square input in pixels; None: the size the network was made for.
@@ -47,9 +49,13 @@ class TrainConfig:
         warmup: Time of linear rise to `lr`, e.g. `5 epochs` or `500 steps`; None: a tenth of `epochs`.
         warmup_lr: Where the rise begins; None: a hundredth of `lr`.
         clip_grad: Largest norm of the whole gradient; None: not clipped.
-        loss: Cross-entropy (ce), or binary cross-entropy of each class (bce).
+        loss: Cross-entropy (ce), or binary cross-entropy of each class (bce); None: bce where images may have
+            several classes, otherwise ce.
         bce_threshold: Above it a blended target counts as 1 for bce, below as 0; None: as blended.
-        label_smoothing: Share of the target spread evenly over all classes, 0 to less than 1.
+        label_smoothing: Share of the target spread evenly over all classes, 0 to less than 1; None: 0.1,
+            or 0 where images may have several classes.
+        class_weights: Weight of each class in the loss: none, auto (rare ones weigh more), or a YAML file of
+            class names and weights.
         mixup: Beta distribution's alpha for blending pairs of images; 0: off.
         cutmix: Beta distribution's alpha for pasting a box of another image; 0: off.
         augment: Random changes of the training images: none, flip, light or strong.
@@ -61,14 +67,29 @@ class TrainConfig:
         drop_rate: Dropout before the classifier, 0 to less than 1.
         drop_path_rate: Largest probability of skipping a residual block, 0 to less than 1.
         model_ema: Decay a step of averaged weights, which are then evaluated and saved; 0: off.
+        ema_buffers: Statistics of batch norm in the averaged network: average them too, or copy the last.
+        freeze: Time at the start in which only the classifier learns, e.g. `1 epoch`.
+        patience: Epochs without a better one after which the training ends; None: never.
+        on_nonfinite: When a loss or gradient is not finite: stop, or rollback to the last state and go on
+            with half the learning rate, up to 3 times.
         save_every: Time between two states to go on from, e.g. `500 steps`; None: an epoch.
         keep: States to go on from that stay: the newest ones.
         seed: Start of every random choice: weights, order, augmentation, split.
         checkpoint: Weights to start from, a file or a run; a head for other classes is initialised anew.
+        pretrained: Start from the network's published weights, unless there is a checkpoint.
         model_args: Further fields of the network's config, e.g. `{"strides": [1, 2, 2, 2]}`.
+        loader: images: decode and change them one by one; memory: keep small images, up to 127 pixels,
+            decoded in one array and change them in batches on the device.
         workers: Processes that load images; 0: the training process itself.
         device: Where to train: auto (a GPU if there is one), cpu or cuda.
         amp: Mixed precision: off, bf16 or fp16 (fp16 needs a GPU).
+        channels_last: Keep the channels of images side by side in memory, which depthwise convolutions like.
+        compile: Compile the network with torch.compile, which takes a minute before the first step.
+        grad_checkpointing: Compute activations again instead of keeping them: less memory, more time.
+        sync_bn: Normalise over the batch of all processes, on GPUs.
+        local_sgd: Steps between two averagings of the processes' weights, which after the warm-up replace
+            the averaging of gradients (post-local SGD); None: average gradients.
+        tensorboard: Also write the metrics for TensorBoard into the run's folder `tensorboard`.
         max_bad_images: Share of unreadable training images above which the run stops, 0 to 1.
     """
 
@@ -93,9 +114,10 @@ class TrainConfig:
     warmup: float | str | None = None
     warmup_lr: float | None = None
     clip_grad: float | None = None
-    loss: Literal["ce", "bce"] = "ce"
+    loss: Literal["ce", "bce"] | None = None
     bce_threshold: float | None = None
-    label_smoothing: float = 0.1
+    label_smoothing: float | None = None
+    class_weights: str = "none"
     mixup: float = 0.0
     cutmix: float = 0.0
     augment: Augment = "light"
@@ -107,14 +129,26 @@ class TrainConfig:
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     model_ema: float = 0.0
+    ema_buffers: Literal["average", "copy"] = "average"
+    freeze: float | str = 0
+    patience: int | None = None
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
     save_every: float | str | None = None
     keep: int = 2
     seed: int = 0
     checkpoint: Path | None = None
+    pretrained: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
+    loader: Literal["images", "memory"] = "images"
     workers: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["off", "bf16", "fp16"] = "off"
+    channels_last: bool = True
+    compile: bool = False
+    grad_checkpointing: bool = False
+    sync_bn: bool = False
+    local_sgd: int | None = None
+    tensorboard: bool = False
     max_bad_images: float = 0.01
 
     def __post_init__(self) -> None:
@@ -125,7 +159,7 @@ class TrainConfig:
             raise UserError(
                 f"mixup and cutmix pair the images of a batch: batch_size {self.batch_size} must be even"
             )
-        for name in ("warmup", "decay_every", "save_every"):
+        for name in ("warmup", "decay_every", "save_every", "freeze"):
             try:
                 parse_duration(getattr(self, name) or 0)
             except UserError as error:
@@ -157,16 +191,22 @@ class TrainConfig:
         """Whether batches are blended, which needs an even number of images."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def resolve(self, image_size: int) -> "TrainConfig":
+    def resolve(self, image_size: int, multilabel: bool = False) -> "TrainConfig":
         """Return this config with the values filled in that None stands for, so that it can be run again.
 
         Args:
             image_size: Side in pixels of the images that the network is fed.
+            multilabel: Whether an image may have several classes.
 
         Raises:
-            UserError: There is no learning rate rule for the optimiser.
+            UserError: There is no learning rate rule for the optimiser, or the loss does not fit the labels.
         """
         rate = learning_rate(self.optimizer, self.batch_size, self.lr)
+        if multilabel and self.loss == "ce":
+            raise UserError(
+                "loss ce is for one class an image, and these images have several; use --loss bce"
+            )
+        smoothing = 0.0 if multilabel else _SMOOTHING
         return dataclasses.replace(
             self,
             image_size=image_size,
@@ -174,6 +214,8 @@ class TrainConfig:
             min_lr=_LOWEST * rate if self.min_lr is None else self.min_lr,
             warmup=f"{self.epochs / 10:g} epochs" if self.warmup is None else self.warmup,
             warmup_lr=_LOWEST * rate if self.warmup_lr is None else self.warmup_lr,
+            loss=self.loss or ("bce" if multilabel else "ce"),
+            label_smoothing=smoothing if self.label_smoothing is None else self.label_smoothing,
         )
 
     @property
@@ -213,6 +255,8 @@ class TrainConfig:
             "mixup": (0, math.inf),
             "cutmix": (0, math.inf),
             "keep": (1, math.inf),
+            "patience": (1, math.inf),
+            "local_sgd": (2, math.inf),
             "seed": (0, 2**32 - 1),
             "workers": (0, math.inf),
             "max_bad_images": (0, 1),
@@ -223,7 +267,7 @@ class TrainConfig:
                 limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 raise UserError(f"{name} is {value}; it must be {limits}")
         for name in ("label_smoothing", "drop_rate", "drop_path_rate", "model_ema"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
         most = {
             "clip_grad": math.inf,

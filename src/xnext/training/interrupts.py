@@ -5,6 +5,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from xnext._processes import is_launched
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -22,6 +24,8 @@ class Stopped(Exception):  # noqa: N818 - the user's wish, no error
 
 class Interrupts:
     """Notes SIGINT and SIGTERM instead of dying of them; a second one acts as ever.
+
+    Under torchrun, which sends on what a terminal has sent to all already, a second one does nothing.
 
     Use it as a context manager. Outside the main thread, where Python allows no handlers, it notes nothing.
 
@@ -43,7 +47,8 @@ class Interrupts:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        if not is_launched():
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

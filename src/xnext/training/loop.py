@@ -9,10 +9,12 @@ import torch
 from rich.console import Console
 
 from xnext._figures import write_figure
+from xnext._processes import is_first
 from xnext.errors import UserError
 from xnext.training.config import TrainConfig
+from xnext.training.distributed import lost_processes
 from xnext.training.interrupts import Interrupts
-from xnext.training.pictures import draw_confusion, draw_curves
+from xnext.training.pictures import draw_curves
 from xnext.training.progress import Display, Screen
 from xnext.training.run import Run, require_free
 from xnext.training.setup import Setup, prepare
@@ -41,39 +43,48 @@ def train(
             removed.
         Stopped: SIGINT or SIGTERM came; all is saved.
     """
-    console = console or Screen()
+    console = (console or Screen()) if is_first() else Screen(quiet=True)
     started = time.perf_counter()
-    if resume:
-        run = Run.open(config.output)
-    else:
+    run = Run.open(config.output) if resume else Run(config.output)
+    if is_first() and not resume:
         require_free(config.output)
     setup = prepare(config)
     if resume:
         check_unchanged(run.read_config(), setup.config, force)
-    else:
+    elif is_first():
         run = Run.create(config.output, setup.config.to_yaml())
+    setup.accelerator.wait_for_everyone()
     trainer = Trainer(setup, run)
     for line in trainer.restore() if resume else ():
         _print(console, f"{line}: going back to the state before it")
     _announce(console, setup)
+    display = Display(
+        console, config.epochs, len(setup.train_loader), setup.task.metrics, setup.accelerator.device
+    )
     try:
-        with Interrupts() as interrupts, Display(console, config.epochs, len(setup.train_loader)) as display:
+        with Interrupts() as interrupts, display, lost_processes():
             for row in trainer.progress.rows:
                 display.epoch(row, row == trainer.progress.best)
             trainer.train(display, interrupts)
     except BaseException:
-        if not trainer.saved:  # nothing to go on from, which would only be in the way of another try
+        if trainer.saved is None and is_first():  # nothing to go on from, only in the way of another try
             run.discard()
         raise
-    progress = trainer.progress
-    assert progress.best is not None and progress.confusion is not None, "a config has at least one epoch"
-    title = f"{config.model} on {setup.data.name}"
-    write_figure(run.curves, draw_curves(progress.rows, int(progress.best["epoch"]), title))
-    write_figure(run.confusion, draw_confusion(progress.confusion.numpy(), setup.data.classes, title))
-    summary = _summarise(setup, progress.best, progress.rows[-1], trainer.bad_images)
+    summary = _summarise(setup, trainer)
     summary["seconds"] = round(time.perf_counter() - started, 2)
-    run.write_summary(summary)
+    if is_first():
+        _draw(setup, trainer, run)
+        run.write_summary(summary)
     return summary
+
+
+def _draw(setup: Setup, trainer: Trainer, run: Run) -> None:
+    """Write the pictures of a finished training."""
+    progress, task = trainer.progress, setup.task
+    assert progress.best is not None and progress.detail is not None, "a config has at least one epoch"
+    title = f"{setup.config.model} on {setup.data.name}"
+    write_figure(run.curves, draw_curves(progress.rows, int(progress.best["epoch"]), title))
+    write_figure(run.path / task.picture, task.draw(progress.detail.numpy(), title))
 
 
 def check_unchanged(before: TrainConfig, now: TrainConfig, force: bool) -> None:
@@ -112,35 +123,35 @@ def _print(console: Console, line: str) -> None:
 
 
 def _device_name(setup: Setup) -> str:
-    """Name the device, as a reader of the numbers needs it."""
-    device = setup.accelerator.device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    """Name the devices, as a reader of the numbers needs it."""
+    device, processes = setup.accelerator.device, setup.accelerator.num_processes
     threads = torch.get_num_threads()
-    return f"{device.type} with {threads} thread{'s' if threads > 1 else ''}"
+    name = f"{device.type} with {threads} thread{'s' if threads > 1 else ''}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return name if processes == 1 else f"{processes} x {name}"
 
 
-def _summarise(
-    setup: Setup, best: dict[str, float], last: dict[str, float], bad_images: dict[str, list[str]]
-) -> dict[str, Any]:
+def _summarise(setup: Setup, trainer: Trainer) -> dict[str, Any]:
     """Return the result of a training, all but its duration."""
-    config, data = setup.config, setup.data
+    config, data, rows, best = setup.config, setup.data, trainer.progress.rows, trainer.progress.best
+    assert best is not None, "a config has at least one epoch"
+    main, *others = (f"val_{name}" for name in setup.task.metrics)
     return {
         "model": config.model,
         "model_args": config.model_args,
         "data": config.data,
-        "best_val_top1": best["val_top1"],
-        "best_val_top5": best["val_top5"],
-        "best_val_loss": best["val_loss"],
+        **{f"best_{name}": best[name] for name in (main, *others, "val_loss")},
         "best_epoch": best["epoch"],
-        "last_val_top1": last["val_top1"],
-        "epochs": config.epochs,
+        f"last_{main}": rows[-1][main],
+        "epochs": len(rows),
         "params": setup.params,
         "macs": setup.macs,
         "classes": len(data.classes),
         "images": {"train": len(data.train), "val": len(data.val)},
-        "bad_images": bad_images,
+        "bad_images": trainer.bad_images,
         "device": _device_name(setup),
+        "processes": setup.accelerator.num_processes,
         "amp": config.amp,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF},
     }

@@ -1,4 +1,4 @@
-"""Pictures of a training: its curves, and which classes it confuses."""
+"""Pictures of a training: its curves, which classes it confuses, and which it finds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from xnext._figures import printable
+from xnext.evaluation.accuracy import METRICS
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#8A8A8A"
@@ -17,11 +18,12 @@ _MOST_CLASSES_WITH_NAMES = (
     20  # above it the names would overlap: a list of the worst confusions takes their place
 )
 _LISTED_CONFUSIONS = 20
+_LISTED_CLASSES = 40
 _LONGEST_NAME = 18  # characters
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], best_epoch: int, title: str) -> Figure:
-    """Draw loss and accuracy over the epochs, with the best epoch marked.
+    """Draw losses and held-out metrics over the epochs, with the best epoch marked.
 
     Args:
         rows: The epochs, as in `metrics.jsonl`.
@@ -30,30 +32,58 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best_epoch: int, title: str
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    losses, accuracies = figure.subplots(1, 2)
+    losses, metrics = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else None  # one point makes no line
+    main, second = (name for name in METRICS if f"val_{name}" in rows[0])
     for axes, key, label, color in (
         (losses, "train_loss", "training", _ORANGE),
         (losses, "val_loss", "held out", _BLUE),
-        (accuracies, "val_top1", "top-1", _BLUE),
-        (accuracies, "val_top5", "top-5", _GREEN),
+        (metrics, f"val_{main}", METRICS[main], _BLUE),
+        (metrics, f"val_{second}", METRICS[second], _GREEN),
+        (metrics, f"raw_val_{main}", f"{METRICS[main]}, weights not averaged", _GREY),
     ):
-        axes.plot(epochs, [row[key] for row in rows], label=label, color=color, marker=marker)
+        if key in rows[0]:
+            axes.plot(epochs, [row[key] for row in rows], label=label, color=color, marker=marker)
     best = next(row for row in rows if row["epoch"] == best_epoch)
-    for axes, key, value in ((losses, "val_loss", "{:.3f}"), (accuracies, "val_top1", "{:.2f} %")):
+    for axes, key, value in ((losses, "val_loss", "{:.3f}"), (metrics, f"val_{main}", "{:.2f} %")):
         axes.axvline(best_epoch, color=_GREY, linestyle=":", linewidth=1, zorder=0)
         label = f"best: {value.format(best[key])} at epoch {best_epoch}"
         axes.plot(best_epoch, best[key], "o", color=_BLUE, markersize=7, markerfacecolor="white", label=label)
     losses.set(title="loss", ylabel="nats")
-    accuracies.set(title="held-out accuracy", ylabel="%")
-    for axes in (losses, accuracies):
+    metrics.set(title="held out", ylabel="%")
+    for axes in (losses, metrics):
         axes.set_xlabel("epoch")
         axes.set_xlim(0.5, len(rows) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def draw_precision(precision: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Draw the average precision of the classes as bars, of many classes the lowest.
+
+    Args:
+        precision: [classes], 0 to 1; NaN for a class that no image has, which is left out.
+        classes: Names in the same order.
+        title: What was evaluated on what.
+    """
+    known = [index for index in np.argsort(precision, kind="stable") if not np.isnan(precision[index])]
+    shown = known[:_LISTED_CLASSES]
+    figure = Figure(figsize=(8, 1.6 + 0.28 * len(shown)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots()
+    bars = axes.barh(range(len(shown)), [100 * precision[index] for index in shown], color=_BLUE)
+    axes.set_yticks(range(len(shown)), [_shorten(classes[index]) for index in shown])
+    axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 108), xlabel="average precision, %")
+    rest = f", the lowest {len(shown)} of {len(known)} classes" if len(shown) < len(known) else ""
+    axes.set_title(f"mAP {100 * np.nanmean(precision):.2f} %{rest}", fontsize=10)
+    axes.tick_params(axis="y", labelsize=9, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
 

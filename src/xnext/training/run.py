@@ -32,8 +32,7 @@ class Run:
         bad_images: `bad_images.txt`, names of the images that could not be read; absent without any.
         best: Weights of the best epoch.
         last: Weights of the last epoch.
-        curves: Picture of loss and accuracy over the epochs.
-        confusion: Picture of the confusion matrix of the best epoch.
+        curves: Picture of losses and metrics over the epochs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +45,6 @@ class Run:
         self.last = path / "checkpoints" / "last.safetensors"
         self._made: list[Path] = []
         self.curves = path / "curves.png"
-        self.confusion = path / "confusion.png"
 
     @classmethod
     def open(cls, path: Path) -> "Run":

@@ -1,22 +1,23 @@
 """From a config to all that a training needs; a user's mistake shows here, before a file is written."""
 
 import dataclasses
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import DataLoaderShard
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2, get_optimizer_info
+from accelerate.utils import InitProcessGroupKwargs, set_seed
+from timm.layers import convert_sync_batchnorm
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from xnext._processes import is_restarted, join
 from xnext.data import (
     EpochSampler,
     ImageData,
@@ -34,9 +35,13 @@ from xnext.models import LoadReport, load_checkpoint
 from xnext.models._registry import create_variant
 from xnext.training.bad_images import check_bad_images
 from xnext.training.config import TrainConfig
+from xnext.training.distributed import LocalSGD, check_processes
+from xnext.training.optimizer import build_optimizer, load_optimizer
 from xnext.training.run import Run
-from xnext.training.schedule import build_scheduler
-from xnext.training.task import Classification
+from xnext.training.schedule import build_scheduler, count_steps
+from xnext.training.task import Task, build_task
+
+_LONGEST_WAIT = datetime.timedelta(hours=2)  # of a process for another, which may be reading a large data set
 
 
 @dataclass(kw_only=True)
@@ -49,16 +54,20 @@ class Setup:
         data: Training and held-out images.
         preprocessing: From an image to the network's input.
         report: What was loaded from `config.checkpoint`, or None.
-        model: The network as it is trained, on its device.
+        network: The network on its device.
+        model: The same as it is trained: in its precision, and with other processes.
         params: Its parameters.
         macs: Its multiply-accumulates for one image.
         ema: The averaged network, or None.
         task: Loss and measure.
         sampler: The order of the training images.
+        batch_size: Images of a full step, over all processes.
         train_loader: Shuffled batches: images [N, C, H, W], labels [N], unreadable source index or -1 [N].
         val_loader: The same of the held-out images, in order.
         optimizer: Updates the weights.
         scheduler: Sets the learning rate after each step.
+        frozen: Whether all but the classifier stays as it is.
+        local_sgd: What averages the weights of the processes instead of their gradients, or None.
     """
 
     config: TrainConfig
@@ -66,16 +75,77 @@ class Setup:
     data: ImageData
     preprocessing: Preprocessing
     report: LoadReport | None
+    network: nn.Module
     model: nn.Module
     params: int
     macs: int
     ema: ModelEmaV3 | None
-    task: Classification
+    task: Task
     sampler: EpochSampler
-    train_loader: DataLoaderShard
+    batch_size: int
+    train_loader: DataLoader
     val_loader: DataLoader
     optimizer: Optimizer
     scheduler: Scheduler
+    frozen: bool | None = None
+    local_sgd: LocalSGD | None = None
+
+    def steps(self, duration: float | str) -> int:
+        """Return a duration in training steps."""
+        times = {"steps_per_epoch": len(self.train_loader), "batch_size": self.config.batch_size}
+        return count_steps(duration, **times)
+
+    def freeze(self, frozen: bool, updates: int) -> None:
+        """Let the classifier alone learn, or all of the network.
+
+        Args:
+            frozen: Which of the two.
+            updates: Training steps so far.
+        """
+        if frozen == self.frozen:
+            return
+        self.frozen = frozen
+        self.network.requires_grad_(not frozen)
+        self.network.get_classifier().requires_grad_(True)  # type: ignore[operator]
+        self.model = self.accelerator.prepare_model(self.network)  # anew: it notes what learns
+        if self.config.local_sgd:
+            start = max(1, self.steps(self.config.warmup or 0))
+            self.local_sgd = LocalSGD(self.model, period=self.config.local_sgd, start=start, steps=updates)
+        self.train_mode()
+
+    def train_mode(self) -> None:
+        """Take the mode of training, in which a frozen part has none: its batch norm must not move on."""
+        self.model.train()
+        if self.frozen:
+            self.network.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what of the parts changes in a training."""
+        state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        if self.ema is not None:
+            state["ema"] = self.ema.module.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.network.load_state_dict(state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        if "scaler" in state and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if "ema" in state and self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+
+    def set_rate(self, updates: int, factor: float) -> None:
+        """Set the learning rate, which is a function of the steps so far.
+
+        Args:
+            updates: Training steps so far.
+            factor: Of the whole schedule.
+        """
+        self.scheduler.base_values = [group["initial_lr"] * factor for group in self.optimizer.param_groups]
+        self.scheduler.step_update(updates)
 
 
 def prepare(config: TrainConfig) -> Setup:
@@ -85,49 +155,80 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: The device, data, network, checkpoint or image size does not exist or does not fit.
     """
     accelerator = build_accelerator(config)
+    with accelerator.main_process_first():  # the others find data in the cache, and a mistake is told once
+        check_processes(config, accelerator)
+        return _build(config, accelerator)
+
+
+def _build(config: TrainConfig, accelerator: Accelerator) -> Setup:
     data = load_data(config.data, seed=config.seed)
     set_seed(config.seed)  # here, so that the first weights do not depend on how the data were read
-    model = create_variant(
+    network = create_variant(
         config.model,
         config.model_args,
         num_classes=len(data.classes),
         drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
+        pretrained=config.pretrained and config.checkpoint is None,
     )
-    preprocessing = Preprocessing.for_model(model, config.image_size, config.crop_pct)
-    check_image_size(model, preprocessing.image_size, config.model)
-    report = load_checkpoint(model, _weights_file(config.checkpoint)) if config.checkpoint else None
-    # Absolute, so that later commands find the images from any folder.
-    config = dataclasses.replace(config.resolve(preprocessing.image_size), data=absolute_spec(config.data))
-    train_loader, val_loader = build_loaders(config, *build_datasets(config, data, preprocessing))
-    sampler = train_loader.sampler
-    assert isinstance(sampler, EpochSampler)
-    optimizer = build_optimizer(config, model)
-    scheduler = build_scheduler(config, optimizer, len(train_loader))
-    params = count_parameters(model)
-    macs = count_macs(model, (preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size))
-    # Depthwise convolutions are up to twice as fast on images whose channels lie side by side.
-    model.to(accelerator.device).to(memory_format=torch.channels_last)
-    ema = ModelEmaV3(model, decay=config.model_ema, use_warmup=True) if config.model_ema else None
-    model, optimizer = accelerator.prepare(model, optimizer)
+    preprocessing = Preprocessing.for_model(network, config.image_size, config.crop_pct)
+    check_image_size(network, preprocessing.image_size, config.model)
+    report = load_checkpoint(network, _weights_file(config.checkpoint)) if config.checkpoint else None
+    config = _absolute(config.resolve(preprocessing.image_size, data.multilabel))
+    params = count_parameters(network)
+    macs = count_macs(network, (preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size))
+    task = build_task(config, data).to(accelerator.device)
+    batch_size, train_loader, val_loader = build_loaders(
+        config, accelerator, *build_datasets(config, data, preprocessing)
+    )
+    sampler = train_loader.batch_sampler.order  # type: ignore[union-attr]
+    network = _place(config, network, accelerator.device)
+    optimizer = build_optimizer(config, network)
+    ema = None
+    if config.model_ema:
+        copied = config.ema_buffers == "copy"
+        ema = ModelEmaV3(network, decay=config.model_ema, use_warmup=True, exclude_buffers=copied)
+    if config.compile:
+        network.compile()  # in place, so that names of weights stay; after the average's copy was made
     return Setup(
         config=config,
         accelerator=accelerator,
         data=data,
         preprocessing=preprocessing,
         report=report,
-        model=model,
+        network=network,
+        model=network,
         params=params,
         macs=macs,
         ema=ema,
-        task=Classification(config, len(data.classes)),
+        task=task,
         sampler=sampler,
-        # Batches stay on the CPU, where indices of unreadable images are read without waiting for a device.
-        train_loader=accelerator.prepare_data_loader(train_loader, device_placement=False),
+        batch_size=batch_size,
+        train_loader=train_loader,
         val_loader=val_loader,
-        optimizer=optimizer,
-        scheduler=scheduler,
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        scheduler=build_scheduler(config, optimizer, len(train_loader)),
     )
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Return a config whose paths later commands find from any folder."""
+    weights = config.class_weights
+    if weights not in ("none", "auto"):
+        weights = str(Path(weights).absolute())
+    return dataclasses.replace(config, data=absolute_spec(config.data), class_weights=weights)
+
+
+def _place(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.Module:
+    """Bring a network to its device, in the form that the config asks for."""
+    if config.sync_bn:
+        network = convert_sync_batchnorm(network)
+    if config.grad_checkpointing:
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    network.to(device)
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last)
+    return network
 
 
 def _weights_file(checkpoint: Path) -> Path:
@@ -149,8 +250,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     # accelerate keeps a process's first device and precision and refuses others; trainings are independent.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    if is_restarted():
+        join("gloo" if config.device == "cpu" or not has_gpu else "nccl", _LONGEST_WAIT)
     return Accelerator(
-        cpu=config.device == "cpu", mixed_precision="no" if config.amp == "off" else config.amp
+        cpu=config.device == "cpu",
+        mixed_precision="no" if config.amp == "off" else config.amp,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
 
 
@@ -177,14 +282,17 @@ def build_datasets(
 
 
 def build_loaders(
-    config: TrainConfig, train: ImageDataset, val: ImageDataset
-) -> tuple[DataLoader, DataLoader]:
-    """Return the loaders of the training and the held-out images.
+    config: TrainConfig, accelerator: Accelerator, train: ImageDataset, val: ImageDataset
+) -> tuple[int, DataLoader, DataLoader]:
+    """Return the images of a full step, and the loaders of this process's training and held-out images.
 
     Raises:
         UserError: There are too few training images for a step.
     """
-    batch_size, drop_last = plan_batches(len(train), config.batch_size, even=config.mixes)
+    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+    batch_size, drop_last = plan_batches(
+        len(train), config.batch_size, even=config.mixes, processes=accelerator.num_processes
+    )
     train_loader = build_loader(
         train,
         batch_size=batch_size,
@@ -193,55 +301,41 @@ def build_loaders(
         workers=config.workers,
         drop_last=drop_last,
         repeats=config.repeats,
+        **share,
     )
-    return train_loader, build_loader(val, batch_size=config.batch_size, workers=config.workers)
+    return (
+        batch_size,
+        train_loader,
+        build_loader(val, batch_size=config.batch_size, workers=config.workers, **share),
+    )
 
 
-def plan_batches(images: int, batch_size: int, even: bool) -> tuple[int, bool]:
+def plan_batches(images: int, batch_size: int, even: bool, processes: int = 1) -> tuple[int, bool]:
     """Choose a batch size and whether the last, smaller batch is dropped.
 
     A single image is no batch, since batch norm cannot normalise it, and mixing pairs the images of a batch.
-    The last batch is kept unless that would break one of the two.
+    The last batch is kept unless that would break one of the two in a process.
 
     Args:
         images: Training images.
         batch_size: Wanted images a batch; the result is less only if there are fewer images.
-        even: Whether every batch needs an even number of images; then ``batch_size`` is even.
+        even: Whether every process needs an even number of images; then its share of ``batch_size`` is even.
+        processes: How many share a batch.
 
     Returns:
         The batch size and whether to drop the rest.
 
     Raises:
-        UserError: There are fewer than two images.
+        UserError: There are fewer than two images a process.
     """
-    if images < 2:
-        raise UserError(f"{images} training image is too few to learn from; give at least two")
-    if images < batch_size:
-        batch_size = images - images % 2 if even else images
-    rest = images % batch_size
-    return batch_size, rest == 1 or (even and rest % 2 == 1)
-
-
-def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """Return the optimiser of a resolved config over all parameters; norms and biases do not decay.
-
-    Raises:
-        UserError: The optimiser does not take one of the config's values.
-    """
-    info = get_optimizer_info(config.optimizer)
-    options = {"momentum": config.momentum, "eps": config.opt_eps, "betas": config.opt_betas}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    for name in given:
-        if not getattr(info, f"has_{name}"):  # timm would pass over it
-            raise UserError(f"optimizer {config.optimizer} has no {name}; leave the option out")
-    if config.layer_decay is not None:
-        given["layer_decay"] = config.layer_decay
-    try:
-        optimizer = create_optimizer_v2(
-            model, opt=config.optimizer, lr=config.peak_lr, weight_decay=config.weight_decay, **given
+    if images < 2 * processes:
+        more = f" a process ({processes} of them)" if processes > 1 else ""
+        raise UserError(
+            f"{images} training image{'s' if images > 1 else ''} is too few to learn from;"
+            f" give at least two{more}"
         )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer {config.optimizer}: {error}; change its options") from error
-    if getattr(optimizer, "is_second_order", False):
-        raise UserError(f"optimizer {config.optimizer} needs second derivatives; choose another")
-    return optimizer
+    unit = processes * (2 if even else 1)
+    if images < batch_size:
+        batch_size = images - images % unit
+    rest = images % batch_size
+    return batch_size, rest > 0 and (rest // processes < 2 or (even and rest % unit > 0))

@@ -1,5 +1,6 @@
-"""The moving parts of a training, and their state: what is saved is all that going on needs."""
+"""The loop: epochs of steps, measures, and what is saved of them."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -11,20 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from xnext._files import is_temporary
+from xnext._processes import add_up, agree, gather
 from xnext._random import STEP, derive_seed, seed_all
 from xnext.errors import UserError
-from xnext.evaluation.accuracy import Accuracy
+from xnext.evaluation.accuracy import Measurement
 from xnext.models import save_checkpoint
 from xnext.training.bad_images import BadImages
+from xnext.training.distributed import make_alike
+from xnext.training.events import Events
 from xnext.training.interrupts import Interrupts, Stopped
-from xnext.training.progress import Display
+from xnext.training.progress import Display, peak_memory
 from xnext.training.run import Run
-from xnext.training.schedule import count_steps
 from xnext.training.setup import Setup
 from xnext.training.states import States
 
-# Steps between two looks at the loss; a look waits for the device.
+# Steps between two looks at the loss; a look waits for the device and for the other processes.
 _READ_EVERY = 20
+_MOST_ROLLBACKS = 3
+
+
+class NonFiniteError(UserError):
+    """A loss or a gradient that is infinite or no number."""
 
 
 @dataclass
@@ -41,7 +49,8 @@ class Progress:
         seconds: What training this epoch took so far.
         rows: The finished epochs' lines of `metrics.jsonl`.
         best: The line of the best one.
-        confusion: Its confusion matrix.
+        detail: Its confusion matrix, or what else its task draws.
+        rollbacks: Times that it went back to a state after a loss that was not finite.
         bad_train: Indices of unreadable training images.
         bad_val: Indices of unreadable held-out images.
     """
@@ -55,7 +64,8 @@ class Progress:
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
-    confusion: Tensor | None = None
+    detail: Tensor | None = None
+    rollbacks: int = 0
     bad_train: list[int] = field(default_factory=list)
     bad_val: list[int] = field(default_factory=list)
 
@@ -65,36 +75,49 @@ class Progress:
         self.steps, self.images, self.loss_sum, self.seconds = 0, 0, 0.0, 0.0
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What a step leaves to be read later: loss, norm of the gradient, images of all processes, rate."""
+
+    loss: Tensor
+    norm: Tensor
+    images: int
+    lr: float
+
+
 class Trainer:
     """Trains epoch by epoch, measures, and saves what later commands and a resumed training need.
 
-    All randomness of a step is a function of the seed and the step, and that of an image of its place in the
-    epoch, so that no generator's state has to be saved.
+    All randomness of a step is a function of the seed, the step and the process, and that of an image of its
+    place in the epoch, so that no generator's state has to be saved.
 
     Attributes:
         progress: How far it is.
-        saved: Whether there is anything to go on from.
+        saved: The step of the newest state to go on from, or None.
     """
 
     def __init__(self, setup: Setup, run: Run) -> None:
         self.progress = Progress()
-        self.saved = False
+        self.saved: int | None = None
         self._setup = setup
         self._run = run
+        self._first = setup.accelerator.is_main_process  # the one that writes
+        self._alone = setup.accelerator.num_processes == 1
         self._states = States(run.best.parent, keep=setup.config.keep)
-        self._bad_train = BadImages(run, setup.data.train, setup.config.max_bad_images)
-        self._bad_val = BadImages(run, setup.data.val)
-        self._unread: list[tuple[Tensor, int, float]] = []
-        self._save_steps = 0
-        if setup.config.save_every is not None:
-            steps = len(setup.train_loader)
-            times = {"steps_per_epoch": steps, "batch_size": setup.config.batch_size}
-            self._save_steps = max(1, count_steps(setup.config.save_every, **times))
+        list_in = run if self._first else None
+        self._bad_train = BadImages(list_in, setup.data.train, setup.config.max_bad_images)
+        self._bad_val = BadImages(list_in, setup.data.val)
+        self._events = Events(run.path if setup.config.tensorboard and self._first else None)
+        self._unread: list[_Step] = []
+        self._unlisted: list[int] = []
+        self._frozen_steps = setup.steps(setup.config.freeze)
+        every = setup.config.save_every
+        self._save_steps = 0 if every is None else max(1, setup.steps(every))
 
     @property
     def network(self) -> nn.Module:
         """The network that is evaluated and saved: the averaged one if there is one."""
-        return self._trained if self._setup.ema is None else self._setup.ema.module
+        return self._setup.network if self._setup.ema is None else self._setup.ema.module
 
     @property
     def bad_images(self) -> dict[str, list[str]]:
@@ -102,52 +125,53 @@ class Trainer:
         return {"train": self._bad_train.names, "val": self._bad_val.names}
 
     @property
-    def _trained(self) -> nn.Module:
-        return self._setup.accelerator.unwrap_model(self._setup.model)
+    def finished(self) -> bool:
+        """Whether all epochs are done, or none was better for as long as the config's patience."""
+        progress, config = self.progress, self._setup.config
+        since = progress.epoch - 1 - (progress.best["epoch"] if progress.best else 0)
+        return progress.epoch > config.epochs or (config.patience is not None and since >= config.patience)
 
     def train(self, display: Display, interrupts: Interrupts) -> None:
         """Train from where ``progress`` is to the last epoch.
 
         Raises:
-            UserError: The loss is not finite, too many images are unreadable, or a file cannot be written.
+            UserError: A loss is not finite, too many images are unreadable, or a file cannot be written.
             Stopped: A signal came; everything is saved.
         """
-        progress = self.progress
-        self._bad_train.add(self._setup.train_loader.dataset.bad_images)  # a set in memory knows them all
-        display.advance(progress.epoch, progress.updates, math.nan, 0)
-        while progress.epoch <= self._setup.config.epochs:
-            self._train_epoch(display, interrupts)
-            row, accuracy = self._measure(interrupts)
-            is_best = progress.best is None or _quality(row) > _quality(progress.best)
-            progress.rows.append(row)
-            if is_best:
-                progress.best, progress.confusion = row, torch.from_numpy(accuracy.confusion)
-            self._save_weights(row, is_best)
-            self._run.write_metrics(progress.rows)
-            progress.next_epoch()
-            self._save_state()
-            display.epoch(row, is_best)
+        self._bad_train.add(self._setup.train_loader.dataset.bad_images)  # type: ignore[attr-defined]
+        display.advance(self.progress.epoch, self.progress.updates, math.nan, 0)
+        if self._setup.config.on_nonfinite == "rollback" and self.saved is None:
+            self._save_state()  # there must be something to go back to
+        while not self.finished:
+            try:
+                self._train_epoch(display, interrupts)
+                row, measurement = self._measure(interrupts)
+            except NonFiniteError as error:
+                display.note(f"{error}; {self._roll_back(error)}")
+                continue
+            self._finish_epoch(row, measurement, display)
+        if self.progress.epoch <= self._setup.config.epochs:
+            display.note(f"no better for {self._setup.config.patience} epochs: the training ends")
 
     def _train_epoch(self, display: Display, interrupts: Interrupts) -> None:
         """Take the training images that this epoch has not had yet."""
-        setup, progress, device = self._setup, self.progress, self._setup.accelerator.device
-        setup.model.train()
+        setup, progress = self._setup, self.progress
+        setup.freeze(progress.updates < self._frozen_steps, progress.updates)
+        setup.train_mode()
         started = time.perf_counter() - progress.seconds
         for images, labels, unreadable in self._batches():
-            self._bad_train.add(unreadable[unreadable >= 0].tolist())
-            lr = max(group["lr"] for group in setup.optimizer.param_groups)
-            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-            loss = self._step(images, labels.to(device, non_blocking=True))
-            progress.steps += 1
-            self._unread.append((loss, len(images), lr))
-            if len(self._unread) == _READ_EVERY:
-                self._read_losses(display)
-            if interrupts.signal or (self._save_steps and progress.updates % self._save_steps == 0):
-                self._read_losses(display)
+            setup.freeze(progress.updates < self._frozen_steps, progress.updates)
+            self._unlisted += unreadable[unreadable >= 0].tolist()
+            self._unread.append(self._step(images, labels))
+            due = bool(self._save_steps) and progress.updates % self._save_steps == 0
+            if due or len(self._unread) == _READ_EVERY or (self._alone and interrupts.signal):
+                self._read_steps(display)
                 progress.seconds = time.perf_counter() - started
-                self._save_state()
-                self._stop_if_asked(interrupts)
-        self._read_losses(display)
+                if self._is_asked_to_stop(interrupts):
+                    self._stop(interrupts)
+                if due:
+                    self._save_state()
+        self._read_steps(display)
         progress.seconds = time.perf_counter() - started
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
@@ -155,99 +179,182 @@ class Trainer:
         setup, progress = self._setup, self.progress
         if progress.steps >= len(setup.train_loader):
             return ()
-        setup.sampler.begin_at(
-            progress.epoch, progress.steps * (setup.train_loader.batch_sampler.batch_size or 1)
-        )
-        setup.train_loader.set_epoch(progress.epoch)
+        setup.sampler.set_epoch(progress.epoch)
+        setup.sampler.begin_at(progress.epoch, progress.steps * setup.batch_size)
         return setup.train_loader
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Update the weights by one batch, in parts that fit the device; return its loss, detached."""
-        setup, progress = self._setup, self.progress
-        seed_all(derive_seed(setup.config.seed, STEP, progress.updates))
-        images, targets = setup.task.blend(images, labels)
-        whole = torch.zeros((), device=images.device)
-        size = setup.config.device_batch_size or len(images)
-        for part, part_targets in zip(images.split(size), targets.split(size), strict=True):
-            loss = setup.task.loss(setup.model(part), part_targets) * (len(part) / len(images))
-            setup.accelerator.backward(loss)
-            whole += loss.detach()
-        if setup.config.clip_grad is not None:
-            setup.accelerator.clip_grad_norm_(setup.model.parameters(), setup.config.clip_grad)
+    def _step(self, images: Tensor, labels: Tensor) -> _Step:
+        """Update the weights by one batch, in parts that fit the device."""
+        setup, progress, accelerator = self._setup, self.progress, self._setup.accelerator
+        processes = accelerator.num_processes
+        number = progress.updates * processes + accelerator.process_index
+        seed_all(derive_seed(setup.config.seed, STEP, number))
+        images = images.to(accelerator.device, non_blocking=True)
+        if setup.config.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        images, targets = setup.task.blend(images, labels.to(accelerator.device, non_blocking=True))
+        all_images = min(setup.batch_size, len(setup.sampler) - progress.steps * setup.batch_size)
+        loss = torch.zeros((), device=images.device)
+        parts = math.ceil(len(images) / (setup.config.device_batch_size or len(images)))
+        size = math.ceil(len(images) / parts)
+        for part, (x, y) in enumerate(zip(images.split(size), targets.split(size), strict=True), start=1):
+            last = contextlib.nullcontext() if part == parts else accelerator.no_sync(setup.model)
+            with last:  # gradients are exchanged once
+                share = setup.task.loss(setup.model(x), y) * (len(x) / all_images)
+                accelerator.backward(share * processes)  # DDP divides by their number
+            loss += share.detach()
+        norm = self._clip_gradient(loss)
+        lr = max(group["lr"] for group in setup.optimizer.param_groups)
         setup.optimizer.step()
         setup.optimizer.zero_grad()
+        progress.steps += 1
         progress.updates += 1
         setup.scheduler.step_update(progress.updates)
+        if setup.local_sgd is not None:
+            setup.local_sgd.step()
         if setup.ema is not None:
-            setup.ema.update(self._trained, step=progress.updates)
-        return whole
+            setup.ema.update(setup.network, step=progress.updates)
+        return _Step(loss, norm, all_images, lr)
 
-    def _read_losses(self, display: Display) -> None:
-        """Read the losses that were not read yet.
+    def _clip_gradient(self, loss: Tensor) -> Tensor:
+        """Limit the gradient as configured; return its norm, or 0 where fp16's scaling copes with any."""
+        setup = self._setup
+        if setup.config.clip_grad is not None:
+            norm = setup.accelerator.clip_grad_norm_(setup.model.parameters(), setup.config.clip_grad)
+        elif setup.accelerator.scaler is None:
+            gradients = [p.grad for p in setup.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        return torch.zeros_like(loss) if setup.accelerator.scaler is not None else norm.to(loss)
+
+    def _read_steps(self, display: Display) -> None:
+        """Read what the last steps left, of all processes.
 
         Raises:
-            UserError: One is not finite; the line says where.
+            NonFiniteError: A loss or a gradient is not finite; the line says where.
+            UserError: Too many images are unreadable.
         """
+        self._bad_train.add(gather(self._unlisted))
+        self._unlisted = []
         if not self._unread:
             return
         progress = self.progress
-        losses = torch.stack([loss for loss, _, _ in self._unread]).tolist()
-        first = progress.steps - len(losses) + 1
-        for step, (loss, (_, images, lr)) in enumerate(zip(losses, self._unread, strict=True), start=first):
-            if not math.isfinite(loss):
-                kept = "; the checkpoints of finished epochs are kept" if progress.rows else ""
-                raise UserError(
-                    f"loss is {loss} in epoch {progress.epoch}, step {step} (lr {lr:.3g});"
-                    f" lower --lr, or set --clip-grad 1{kept}"
-                )
-            progress.loss_sum += loss * images
-            progress.images += images
-            progress.lr = lr
-        images = sum(images for _, images, _ in self._unread)
-        self._unread.clear()
-        display.advance(progress.epoch, len(losses), losses[-1], images)
+        steps, self._unread = self._unread, []
+        losses = add_up(torch.stack([step.loss for step in steps])).tolist()
+        norms = add_up(torch.stack([step.norm for step in steps])).tolist()
+        for place, (loss, norm, step) in enumerate(zip(losses, norms, steps, strict=True)):
+            for what, value in (("loss", loss), ("gradient norm", norm)):
+                if not math.isfinite(value):
+                    number = progress.steps - len(steps) + 1 + place
+                    raise NonFiniteError(
+                        f"{what} is {value} in epoch {progress.epoch}, step {number} (lr {step.lr:.3g})"
+                    )
+            progress.loss_sum += loss * step.images
+            progress.images += step.images
+            progress.lr = step.lr
+        display.advance(progress.epoch, len(steps), losses[-1], sum(step.images for step in steps))
 
-    def _measure(self, interrupts: Interrupts) -> tuple[dict[str, Any], Accuracy]:
-        """Return the epoch's line of `metrics.jsonl`, and the whole measurement."""
-        progress, started = self.progress, time.perf_counter()
-
-        def watched() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch in self._setup.val_loader:
-                if interrupts.signal:
-                    self._save_state()
-                    self._stop_if_asked(interrupts)
-                yield batch
-
-        accuracy = self._setup.task.evaluate(self.network, watched(), self._setup.accelerator.device)
-        if not math.isfinite(accuracy.loss):
-            raise UserError(
-                f"held-out loss is {accuracy.loss} after epoch {progress.epoch} (lr {progress.lr:.3g});"
-                " lower --lr"
+    def _measure(self, interrupts: Interrupts) -> tuple[dict[str, Any], Measurement]:
+        """Return the epoch's line of `metrics.jsonl`, and the measurement of the network that is saved."""
+        setup, progress, started = self._setup, self.progress, time.perf_counter()
+        self._make_alike()
+        measured = setup.task.evaluate(self.network, self._held_out(interrupts), setup.accelerator.device)
+        if not math.isfinite(measured.metrics["loss"]):
+            raise NonFiniteError(
+                f"held-out loss is {measured.metrics['loss']} after epoch {progress.epoch}"
+                f" (lr {progress.lr:.3g})"
             )
-        self._bad_val.add(accuracy.bad_images)
-        row = {
-            "epoch": progress.epoch,
-            "train_loss": progress.loss_sum / progress.images,
-            "val_loss": accuracy.loss,
-            "val_top1": accuracy.top1,
-            "val_top5": accuracy.top5,
+        self._bad_val.add(measured.bad_images)
+        row = {"epoch": progress.epoch, "train_loss": progress.loss_sum / progress.images}
+        row |= {f"val_{name}": value for name, value in measured.metrics.items()}
+        if setup.ema is not None:
+            raw = setup.task.evaluate(setup.network, self._held_out(interrupts), setup.accelerator.device)
+            row |= {f"raw_val_{name}": value for name, value in raw.metrics.items()}
+        row |= {
             "lr": progress.lr,
             "images_per_second": round(progress.images / progress.seconds, 1),
+            "memory_mib": peak_memory(setup.accelerator.device),
             "seconds": round(progress.seconds + time.perf_counter() - started, 3),
         }
-        return row, accuracy
+        return row, measured
 
-    def _stop_if_asked(self, interrupts: Interrupts) -> None:
-        if interrupts.signal:
-            progress = self.progress
-            where = f"in epoch {progress.epoch}, after step {progress.steps}"
-            raise Stopped(
-                f"stopped {where}; go on with: xnext train --resume {self._run.path}", interrupts.signal
-            )
+    def _held_out(self, interrupts: Interrupts) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the held-out batches as long as nobody asks to stop."""
+        for batch in self._setup.val_loader:
+            # Processes may have one batch more or less, and could not agree: their launcher waits for them.
+            if self._alone and interrupts.signal:
+                self._stop(interrupts)
+            yield batch
+
+    def _finish_epoch(self, row: dict[str, Any], measured: Measurement, display: Display) -> None:
+        """Keep what an epoch brought."""
+        progress = self.progress
+        is_best = progress.best is None or self._quality(row) > self._quality(progress.best)
+        progress.rows.append(row)
+        if is_best:
+            progress.best, progress.detail = row, torch.from_numpy(measured.detail)
+        if self._first:
+            self._save_weights(row, is_best)
+            self._run.write_metrics(progress.rows)
+            self._events.write(row)
+        progress.next_epoch()
+        self._save_state()
+        display.epoch(row, is_best)
+
+    def _quality(self, row: dict[str, Any]) -> tuple[float, float]:
+        """Order epochs by the held-out metric, and equal ones by the lower loss."""
+        return row[f"val_{self._setup.task.metrics[0]}"], -row["val_loss"]
+
+    def _is_asked_to_stop(self, interrupts: Interrupts) -> bool:
+        """Return whether a signal came to any process, of which all then learn."""
+        if not self._alone:
+            interrupts.signal = agree(interrupts.signal or 0, self._setup.accelerator.device) or None
+        return interrupts.signal is not None
+
+    def _stop(self, interrupts: Interrupts) -> None:
+        """Save and end the training."""
+        self._save_state()
+        progress = self.progress
+        where = f"in epoch {progress.epoch}, after step {progress.steps}"
+        resume = f"go on with: xnext train --resume {self._run.path}"
+        raise Stopped(f"stopped {where}; {resume}", interrupts.signal or 0)
+
+    def _roll_back(self, error: NonFiniteError) -> str:
+        """Go back to the newest state with half the learning rate; return what was done.
+
+        Raises:
+            NonFiniteError: That is not wanted, or was done too often; the line says what to do.
+        """
+        config, rollbacks = self._setup.config, self.progress.rollbacks + 1
+        if config.on_nonfinite == "stop" or rollbacks > _MOST_ROLLBACKS:
+            advice = "lower --lr, or set --clip-grad 1"
+            if rollbacks > _MOST_ROLLBACKS:
+                advice = f"went back {_MOST_ROLLBACKS} times already; {advice}"
+            if self.saved is not None:
+                resume = f"xnext train --resume {self._run.path} --force --lr LOWER"
+                advice += (
+                    f"; the last good state is that after {self.saved} steps, from which to go on: {resume}"
+                )
+            raise NonFiniteError(f"{error}; {advice}") from error
+        self._unread.clear()
+        self.restore()
+        self.progress.rollbacks = rollbacks
+        self._set_rate()
+        self._save_state()
+        return (
+            f"back to the state after {self.progress.updates} steps, with {0.5**rollbacks:g} times the rate"
+        )
+
+    def _make_alike(self) -> None:
+        """Give the networks of all processes the same weights."""
+        setup = self._setup
+        averaged = [] if setup.ema is None else [setup.ema.module]
+        make_alike(setup.network, *averaged, average=setup.local_sgd is not None)
 
     def _save_weights(self, row: dict[str, Any], is_best: bool) -> None:
         """Write the checkpoints of a finished epoch, which other commands take."""
         config, setup = self._setup.config, self._setup
+        metric = f"val_{setup.task.metrics[0]}"
+        extra = {"epoch": row["epoch"], metric: row[metric], "train_config": config.to_dict()}
         for path in (self._run.best, self._run.last) if is_best else (self._run.last,):
             save_checkpoint(
                 path,
@@ -256,25 +363,19 @@ class Trainer:
                 model_args=config.model_args,
                 classes=setup.data.classes,
                 preprocessing=setup.preprocessing.to_dict(),
-                extra={"epoch": row["epoch"], "val_top1": row["val_top1"], "train_config": config.to_dict()},
+                extra=extra | {"multilabel": setup.data.multilabel},
             )
 
     def _save_state(self) -> None:
         """Write all that going on needs."""
-        setup, progress = self._setup, self.progress
+        progress = self.progress
+        self._make_alike()
+        self.saved = progress.updates
+        if not self._first:
+            return
         progress.bad_train, progress.bad_val = self._bad_train.indices, self._bad_val.indices
-        state = {
-            "progress": {f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)},
-            "model": self._trained.state_dict(),
-            "optimizer": setup.optimizer.state_dict(),
-            "scheduler": setup.scheduler.state_dict(),
-        }
-        if setup.accelerator.scaler is not None:
-            state["scaler"] = setup.accelerator.scaler.state_dict()
-        if setup.ema is not None:
-            state["ema"] = setup.ema.module.state_dict()
-        self._states.save(progress.updates, state)
-        self.saved = True
+        values = {f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)}
+        self._states.save(progress.updates, {"progress": values, **self._setup.state_dict()})
 
     def restore(self) -> list[str]:
         """Go back to the newest state that is whole, and make the run's lists agree with it.
@@ -284,28 +385,26 @@ class Trainer:
         Returns:
             A line for each damaged state.
         """
-        for left in filter(is_temporary, self._run.path.rglob("*.tmp")):
-            left.unlink(missing_ok=True)
         state, damaged = self._states.load()
+        if self._first:
+            for left in filter(is_temporary, self._run.path.rglob("*.tmp")):
+                left.unlink(missing_ok=True)
         if state is None:
             return damaged
-        setup = self._setup
-        self._trained.load_state_dict(state["model"])
-        setup.optimizer.load_state_dict(state["optimizer"])
-        setup.scheduler.load_state_dict(state["scheduler"])
-        if "scaler" in state and setup.accelerator.scaler is not None:
-            setup.accelerator.scaler.load_state_dict(state["scaler"])
-        if "ema" in state and setup.ema is not None:
-            setup.ema.module.load_state_dict(state["ema"])
-        self.progress = Progress(**state["progress"])
-        self._run.write_metrics(self.progress.rows)
-        self._run.bad_images.unlink(missing_ok=True)
+        self.progress = Progress(**state.pop("progress"))
+        self._setup.load_state_dict(state)
+        self._set_rate()
+        if self._first:
+            self._run.write_metrics(self.progress.rows)
+            self._run.bad_images.unlink(missing_ok=True)
+        self._bad_train.clear()
+        self._bad_val.clear()
         self._bad_train.add(self.progress.bad_train)
         self._bad_val.add(self.progress.bad_val)
-        self.saved = True
+        self._events.begin_after(self.progress.epoch - 1)
+        self.saved = self.progress.updates
         return damaged
 
-
-def _quality(row: dict[str, Any]) -> tuple[float, float]:
-    """Order epochs by held-out accuracy, and equal ones by the lower loss."""
-    return row["val_top1"], -row["val_loss"]
+    def _set_rate(self) -> None:
+        """Set the learning rate to what progress asks for."""
+        self._setup.set_rate(self.progress.updates, factor=0.5**self.progress.rollbacks)

@@ -1,0 +1,60 @@
+"""The losses of 50 seeded steps on digits: `python tests/training/golden_losses.py` records them anew.
+
+A refactoring that changes a number is seen, for they are compared exactly by test_golden_losses.py. Record
+them anew only for a change that is meant to change numbers, and say so in its commit.
+"""
+
+import json
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+import xnext
+from xnext.training import Run, TrainConfig
+from xnext.training.setup import prepare
+from xnext.training.trainer import Trainer
+
+FILE = Path(__file__).with_suffix(".json")
+STEPS = 50
+
+
+def networks() -> list[str]:
+    """Return the debug sizes, one of each network."""
+    return xnext.list_models("*_debug")
+
+
+def machine() -> dict[str, str]:
+    """Return what decides the last bits of a float32 sum."""
+    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def losses(model: str) -> list[float]:
+    """Return the loss of each step of a training with everything random that there is."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            config = TrainConfig(
+                model=model, data="digits", output=Path(folder) / "run", device="cpu", batch_size=16,
+                epochs=1, augment="light", mixup=0.2, cutmix=0.2, drop_rate=0.1, drop_path_rate=0.1,
+            )  # fmt: skip
+            setup = prepare(config)
+            trainer = Trainer(setup, Run.create(config.output, ""))
+            setup.freeze(False, 0)
+            setup.sampler.set_epoch(1)
+            steps = islice(setup.train_loader, STEPS)
+            return [trainer._step(images, labels).loss.item() for images, labels, _ in steps]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """Write the file."""
+    recorded = {"machine": machine(), "losses": {model: losses(model) for model in networks()}}
+    FILE.write_text(json.dumps(recorded, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
