@@ -95,7 +95,7 @@ def trained(monkeypatch):
         configs.append(config)
         return {"best_val_top1": 0.0, "best_epoch": 1}
 
-    monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr("xnext.cli.train.train", train)
     return configs
 
 
@@ -130,12 +130,18 @@ def test_every_field_of_the_config_is_an_option(capsys, trained, tmp_path):
         "label_smoothing": 0.2, "mixup": 0.1, "cutmix": 0.3, "augment": "strong", "drop_rate": 0.4,
         "drop_path_rate": 0.6,
         "model_ema": 0.99, "seed": 9, "checkpoint": "d.pth", "model_args": {"ratio": [1, 2]}, "workers": 3,
-        "device": "cpu", "amp": "bf16", "max_bad_images": 0.7,
+        "device": "cpu", "amp": "bf16", "max_bad_images": 0.7, "class_weights": "balanced",
+        "ema_buffers": "copy", "freeze": "2 epochs", "patience": 4, "on_nonfinite": "rollback",
+        "pretrained": False, "loader": "memory", "channels_last": False, "compile": True,
+        "grad_checkpointing": True, "sync_bn": True, "local_sgd": 8, "tensorboard": True,
     }  # fmt: skip
-    words = [
-        f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}"
-        for key, v in values.items()
-    ]
+    words = []
+    for key, value in values.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     main(capsys, "train", *words)
     assert trained[0].to_dict() == values
 
@@ -282,7 +288,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(config, **_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "train", broken)
+    monkeypatch.setattr("xnext.cli.train.train", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--model", "x", "--data", "digits", "--output", "y"])
 

@@ -62,8 +62,8 @@ TABLE = {
     "finetune": {
         "model": "inceptionnext_tiny", "optimizer": "AdamW", "schedule": "cosine", "min_lr": 1e-6,
         "warmup": 2, "epochs": 30, "batch": 64, "lr": 1e-3, "decay": 0.05, "policy": None, "mixup": 0.1,
-        "cutmix": 0.0, "erasing": 0.0, "smoothing": 0.1, "drop_path": 0.1, "loss": "ce", "repeats": 1, "dropout": 0.0,
-        "ema": 0.998, "image_size": 32,
+        "cutmix": 0.0, "erasing": 0.0, "smoothing": 0.1, "drop_path": 0.1, "loss": "ce",
+        "repeats": 1, "dropout": 0.0, "ema": 0.998, "image_size": 32,
     },
     "small_images": {
         "model": "nexception_debug", "optimizer": "AdamW", "schedule": "cosine", "min_lr": 2e-5, "warmup": 3,

@@ -2,6 +2,7 @@
 
 from xnext.data._batch_transforms import build_batch_transform
 from xnext.data._batches import SharedBatches
+from xnext.data._check import SMALL_SIDE, DataReport, check_data
 from xnext.data._dataset import EpochSampler, ImageDataset, build_loader
 from xnext.data._decode import BadImageError, decode_image, find_images
 from xnext.data._load import absolute_spec, load_data
@@ -17,9 +18,11 @@ from xnext.data._sources import (
 from xnext.data._transforms import Augment, Preprocessing, build_eval_transform, build_train_transform
 
 __all__ = [
+    "SMALL_SIDE",
     "ArraySource",
     "Augment",
     "BadImageError",
+    "DataReport",
     "EpochSampler",
     "FileSource",
     "ImageData",
@@ -34,6 +37,7 @@ __all__ = [
     "build_eval_transform",
     "build_loader",
     "build_train_transform",
+    "check_data",
     "check_same_classes",
     "decode_image",
     "find_images",

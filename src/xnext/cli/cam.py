@@ -1,0 +1,51 @@
+"""`xnext cam`: where a network looks."""
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from xnext._figures import write_figure
+from xnext._parser import Parser
+from xnext.cli._common import CHECKPOINT_HELP, MODEL_HELP, Verb, require_png
+from xnext.data import decode_image, find_images
+from xnext.errors import UserError
+from xnext.evaluation.predict import load_classifier
+
+_MOST_IN_ONE_PICTURE = 64
+
+
+def _cam_options(parser: Parser) -> None:
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="Pictures (or folders) to explain."
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN|FILE", help=CHECKPOINT_HELP)
+    parser.add_argument("--model", type=str | None, metavar="NAME", help=MODEL_HELP)
+    parser.add_argument(
+        "--target", type=str | None, metavar="CLASS",
+        help="Name or index of the class to look for. Default: the most probable one of each image.",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, metavar="PNG", help="Picture to write.")
+
+
+def _cam(arguments: Namespace) -> int:
+    from xnext.evaluation import cam  # here, since it alone needs OpenCV and matplotlib
+
+    require_png(arguments.output)
+    files = find_images(arguments.images)
+    if len(files) > _MOST_IN_ONE_PICTURE:
+        raise UserError(
+            f"one picture shows up to {_MOST_IN_ONE_PICTURE} images, not {len(files)}; give fewer"
+        )
+    classifier = load_classifier(arguments.checkpoint, arguments.model)
+    target = None if arguments.target is None else classifier.class_index(arguments.target)
+    images = [decode_image(path) for path in files]
+    figure = cam.explain(classifier, images, [path.name for path in files], target)
+    write_figure(arguments.output, figure, dpi=150)
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+VERB = Verb(
+    "Draw where the network looks: class-activation maps.", _cam_options, _cam,
+    ("xnext cam seven.png --checkpoint runs/digits --output seven-map.png",),
+)  # fmt: skip

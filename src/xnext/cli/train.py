@@ -1,0 +1,68 @@
+"""`xnext train`: a network from labelled images."""
+
+import dataclasses
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from xnext._parser import ConfigFile, Parser
+from xnext._processes import is_first, is_restarted, leave
+from xnext.cli._common import Verb
+from xnext.evaluation.accuracy import METRICS
+from xnext.training import Run, TrainConfig, train
+from xnext.training.recipes import find_recipe
+
+
+def _train_options(parser: Parser) -> None:
+    times = {"warmup": "TIME", "decay_every": "TIME", "save_every": "TIME"}
+    parser.add_options(
+        TrainConfig, data="SPEC", output="RUN", checkpoint="FILE", lr="RATE", opt_betas="LIST", **times
+    )
+    parser.add_argument(
+        "--config", "--recipe", action=_Options, metavar="FILE|NAME",
+        help="YAML file of these options (a run's config.yaml is one), or the name of a recipe that "
+        "`xnext recipes` lists; flags win over both, and FILE over NAME.",
+    )  # fmt: skip
+
+    parser.add_argument(
+        "--resume", type=Path | None, metavar="RUN",
+        help="Go on with a run that was stopped or killed; it needs no other option.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--force", action="store_true", help="Go on with --resume although an option differs from the run's."
+    )
+
+
+class _Options(ConfigFile):
+    """A file of options, given by its path or as a recipe by its name."""
+
+    def find(self, option: str | None, value: str) -> Path:
+        return find_recipe(value).path if option == "--recipe" else Path(value)
+
+
+def _train(arguments: Namespace) -> int:
+    values = vars(arguments)
+    config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
+    resume = arguments.resume is not None
+    if resume:
+        config = dataclasses.replace(config, output=arguments.resume)
+    elif is_restarted():
+        resume = Run(config.output).config.is_file()
+    summary = train(config, resume=resume, force=arguments.force)
+    leave()
+    if is_first():
+        run, name = config.output, next(name for name in METRICS if f"best_val_{name}" in summary)
+        best = f"{summary[f'best_val_{name}']:.2f} % {METRICS[name]}"
+        print(f"best: {best}, after epoch {summary['best_epoch']}; all is in {run}")
+        print(f"next: xnext evaluate {run}, or xnext predict IMAGE --checkpoint {run}")
+    return 0
+
+
+VERB = Verb(
+    "Train a network on labelled images and leave a run directory.", _train_options, _train,
+    (
+        "xnext train --model nexception_debug --data digits --output runs/digits",
+        "xnext train --config runs/digits/config.yaml --lr 1e-3 --output runs/digits-lr1e-3",
+        "xnext train --recipe inceptionnext_tiny --data imagenet/ --output runs/tiny",
+    ),
+)  # fmt: skip
