@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,10 +80,47 @@ def test_two_processes_have_the_curve_of_one(tmp_path):
 @pytest.mark.slow
 def test_parts_averages_and_a_frozen_backbone_change_nothing_of_that(tmp_path):
     options = DIGITS | {"device_batch_size": 12, "model_ema": 0.9, "freeze": "10 steps", "epochs": 1}
+    options |= {"loader": "memory"}
     one, _ = launch(tmp_path / "one", 1, **options)
     two, _ = launch(tmp_path / "two", 2, **options)
     assert_same_curves(one, two)
     assert one[0].keys() >= {"raw_val_loss", "raw_val_top1"}
+
+
+@pytest.mark.slow
+def test_several_classes_an_image_are_ranked_over_all_processes(tmp_path, tagged):
+    """13 held-out images in batches of 6 leave one process the last one alone."""
+    options = {
+        "model": "convnext_debug",
+        "data": str(tagged),
+        "augment": "none",
+        "epochs": 2,
+        "device": "cpu",
+    }
+    options |= {"batch_size": 6, "image_size": 16}
+    one, _ = launch(tmp_path / "one", 1, **options)
+    two, _ = launch(tmp_path / "two", 2, **options)
+    assert_same_curves(one, two)
+    assert one[0].keys() >= {"val_map", "val_map_at_100"}
+
+
+@pytest.mark.slow
+def test_two_machines_are_as_two_processes(tmp_path):
+    """Here both are this one: two launchers that meet at one address."""
+    two, _ = launch(tmp_path / "two", 2, **DIGITS | {"epochs": 1})
+    words = options_of(tmp_path / "run", **DIGITS | {"epochs": 1, "loader": "memory"})
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "-m", "xnext", "train", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    machines = [subprocess.Popen(launcher, env=environment, stderr=subprocess.PIPE, text=True) for _ in "ab"]
+    assert [machine.communicate(timeout=200) and machine.returncode for machine in machines] == [0, 0]
+    rows = [
+        {k: v for k, v in row.items() if k not in MEASURED} for row in Run(tmp_path / "run").read_metrics()
+    ]
+    assert_same_curves(rows, two)
 
 
 def wait_for_state(folder: Path, process: subprocess.Popen, least: int = 1) -> None:
