@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from timm.data import create_loader
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms
 
 from xnext._files import make_folder, write_atomic
@@ -41,6 +41,7 @@ from xnext.data import (
     MemoryLoader,
     PackedImages,
     Preprocessing,
+    SharedBatches,
     build_batch_transform,
     build_loader,
     build_train_transform,
@@ -148,7 +149,7 @@ def dataset_rows(way: str, source: ImageSource, *, cache: bool) -> Iterator[Row]
 
 def memory_row(way: str, packed: PackedImages) -> Row:
     """Measure this project's in-memory loader with its batch transform."""
-    sampler = BatchSampler(EpochSampler(len(packed), seed=0, seeded=False), BATCH_SIZE, drop_last=True)
+    sampler = SharedBatches(EpochSampler(len(packed), seed=0, seeded=False), BATCH_SIZE, drop_last=True)
     loader = MemoryLoader(packed, sampler, "cpu", training=True)
     transform = build_batch_transform(PREPROCESSING, "light", mirror=True)
 

@@ -314,6 +314,6 @@ def test_ctrl_c_ends_without_a_traceback(tmp_path):
     ) as process:
         assert "inceptionnext_debug" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in errors

@@ -188,7 +188,7 @@ def test_another_process_opens_the_same_file_and_cannot_change_it(tmp_path):
     queue = context.Queue()
     process = context.Process(target=_total, args=(path, queue))
     process.start()
-    total, labels, bad_images = queue.get(timeout=60)
+    total, labels, bad_images = queue.get(timeout=300)
     process.join()
     assert total == int(packed.pixels[1:].sum()) and packed.pixels[0].any()
     assert (labels, bad_images) == (list(range(10)), {4: "is odd"})

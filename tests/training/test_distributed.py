@@ -21,6 +21,7 @@ from xnext.training import Run
 from xnext.training.batches import plan_batches
 from xnext.training.setup import prepare
 
+PATIENCE = 300  # seconds for real processes, many times what they take on a machine that does nothing else
 MEASURED = ("images_per_second", "memory_mib", "seconds")
 DIGITS = {
     "model": "convnext_debug", "data": "digits", "augment": "none", "epochs": 2, "batch_size": 64,
@@ -55,7 +56,7 @@ def options_of(folder: Path, **values) -> tuple[str, str, str, str]:
 def launch(folder: Path, processes: int, **values) -> tuple[list[dict], str]:
     """Train and return the metrics and what was printed."""
     process = start(processes, *options_of(folder, **values))
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     rows = Run(folder).read_metrics()
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows], output
@@ -116,7 +117,7 @@ def test_two_machines_are_as_two_processes(tmp_path):
     launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "-m", "xnext", "train", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     machines = [subprocess.Popen(launcher, env=environment, stderr=subprocess.PIPE, text=True) for _ in "ab"]
-    assert [machine.communicate(timeout=200) and machine.returncode for machine in machines] == [0, 0]
+    assert [machine.communicate(timeout=PATIENCE) and machine.returncode for machine in machines] == [0, 0]
     rows = [
         {k: v for k, v in row.items() if k not in MEASURED} for row in Run(tmp_path / "run").read_metrics()
     ]
@@ -124,7 +125,7 @@ def test_two_machines_are_as_two_processes(tmp_path):
 
 
 def wait_for_state(folder: Path, process: subprocess.Popen, least: int = 1) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while not any(int(path.stem[6:]) >= least for path in folder.rglob("state-*.pt")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
@@ -138,6 +139,7 @@ def workers(launcher: int) -> list[int]:
 QUICK = {"epochs": 6, "batch_size": 12, "save_every": "1 step", "image_size": 16, "device": "cpu"}
 
 
+@pytest.mark.slow
 def test_after_a_death_the_others_end_and_a_restart_goes_on(tmp_path, colours):
     options = QUICK | {"model": "inceptionnext_debug", "data": str(colours)}
     whole, _ = launch(tmp_path / "whole", 2, **options)
@@ -145,7 +147,7 @@ def test_after_a_death_the_others_end_and_a_restart_goes_on(tmp_path, colours):
     process = start(2, *options_of(folder, **options), options=("--max-restarts=1",))
     wait_for_state(folder, process, least=5)
     os.kill(workers(process.pid)[-1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "exitcode: -9" in errors, errors
     assert "another process is gone" in errors and "Traceback" not in errors
     rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in Run(folder).read_metrics()]
@@ -161,7 +163,7 @@ def test_without_restarts_a_death_ends_the_run_with_its_own_error(tmp_path, colo
     process = start(2, *options_of(folder, **options))
     wait_for_state(folder, process)
     os.kill(workers(process.pid)[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0 and "Signal 9 (SIGKILL)" in errors
 
 
@@ -172,11 +174,11 @@ def test_told_to_stop_it_saves_and_one_process_can_go_on(tmp_path, colours):
     process = start(2, *options_of(folder, **options))
     wait_for_state(folder, process)
     process.terminate()
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert len(re.findall(r"^xnext: stopped in epoch", errors, flags=re.MULTILINE)) == 1, errors
     again = start(1, "--resume", str(folder))
-    assert again.wait(200) == 0, again.communicate()
+    assert again.wait(PATIENCE) == 0, again.communicate()
     one, _ = launch(tmp_path / "one", 1, **options)
     assert [row["epoch"] for row in Run(folder).read_metrics()] == list(range(1, 61))
     assert Run(folder).read_metrics()[4]["train_loss"] == pytest.approx(one[4]["train_loss"], rel=1e-4)
@@ -184,7 +186,7 @@ def test_told_to_stop_it_saves_and_one_process_can_go_on(tmp_path, colours):
 
 def test_a_mistake_is_told_once(tmp_path):
     process = start(2, *options_of(tmp_path / "run", **DIGITS | {"batch_size": 33}))
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=PATIENCE)
     told = [line for line in errors.splitlines() if line.startswith("xnext: error")]
     assert told == ["xnext: error: batch_size 33 cannot be shared alike by 2 processes; take a multiple"]
     assert process.returncode != 0 and not (tmp_path / "run").exists()
