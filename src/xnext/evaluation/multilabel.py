@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
 
 _DEPTH = 100
 
@@ -36,7 +37,7 @@ class RankingPrecision(Metric):
 
         ``map`` is the mean over the classes that any image has; the others have a precision of NaN.
         """
-        scores, targets = torch.cat(list(self.scores)), torch.cat(list(self.targets))
+        scores, targets = dim_zero_cat(self.scores), dim_zero_cat(self.targets)  # tensors once exchanged
         per_class = torch.full((self.num_classes,), torch.nan, dtype=torch.float64, device=scores.device)
         for label in targets.any(dim=0).nonzero().flatten().tolist():
             # In double precision, since it takes the sigmoid, which makes large scores equal in single.
