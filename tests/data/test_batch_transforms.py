@@ -328,8 +328,8 @@ def test_degrees_and_their_changes():
     strong = steps("strong")
     assert strong.keys() - steps("light").keys() == {"RandomChanges", "Erase"}
     assert (strong["Erase"].probability, strong["RandomChanges"].magnitude) == (0.25, 6)
-    assert "Erase" not in steps("strong", random_erasing=0.0)
-    changed = steps("flip", auto_augment="rand-m7-n3-inc1", color_jitter=0.3, random_erasing=0.1)
+    assert "Erase" not in steps("strong", re_prob=0.0)
+    changed = steps("flip", auto_augment="rand-m7-n3-inc1", color_jitter=0.3, re_prob=0.1)
     assert (changed["RandomChanges"].number, changed["Jitter"].most) == (3, 0.3)
     assert changed["Erase"].probability == 0.1
 

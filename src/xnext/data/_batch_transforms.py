@@ -22,7 +22,7 @@ def build_batch_transform(
     mirror: bool,
     *,
     auto_augment: str | None = None,
-    random_erasing: float | None = None,
+    re_prob: float | None = None,
     color_jitter: float | None = None,
 ) -> nn.Module:
     """Return the transform of training for batches of pictures that have the network's size already.
@@ -38,7 +38,7 @@ def build_batch_transform(
             ``RandomChanges`` and random erasing.
         mirror: Whether a mirrored picture keeps its class.
         auto_augment: Policy of ``RandomChanges``; None: that of ``augment``.
-        random_erasing: Probability of erasing a box; None: that of ``augment``.
+        re_prob: Probability of erasing a box; None: that of ``augment``.
         color_jitter: Largest change of brightness, contrast and saturation; None: that of ``augment``.
 
     Raises:
@@ -46,7 +46,7 @@ def build_batch_transform(
             pictures of 128 pixels or more, of which a crop needs what lies around it.
     """
     options = augment_options(
-        pre, augment, auto_augment=auto_augment, re_prob=random_erasing, color_jitter=color_jitter
+        pre, augment, auto_augment=auto_augment, re_prob=re_prob, color_jitter=color_jitter
     )
     normalise = Normalise(pre.mean, pre.std)
     if options is None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import nn
@@ -53,6 +54,15 @@ class Batches:
     bad_images: Collection[int]
 
 
+class _Plan(NamedTuple):
+    """What both ways of loading are told: how batches are cut, divided, and changed."""
+
+    size: int
+    drop_last: bool
+    share: dict[str, Any]
+    changes: dict[str, Any]
+
+
 def build_batches(
     config: TrainConfig, accelerator: Accelerator, data: ImageData, preprocessing: Preprocessing
 ) -> Batches:
@@ -61,83 +71,66 @@ def build_batches(
     Raises:
         UserError: There are too few training images for a step, or too many are known to be unreadable.
     """
-    size, drop_last = plan_batches(
-        len(data.train), config.batch_size, even=config.mixes, processes=accelerator.num_processes
+    processes = accelerator.num_processes
+    size, drop_last = plan_batches(len(data.train), config.batch_size, even=config.mixes, processes=processes)
+    plan = _Plan(
+        size,
+        drop_last,
+        share={"process": accelerator.process_index, "processes": processes},
+        changes={
+            "auto_augment": config.auto_augment,
+            "re_prob": config.random_erasing,
+            "color_jitter": config.color_jitter,
+        },
     )
-    batches = _LOADERS[config.loader](config, accelerator, data, preprocessing, size, drop_last)
+    batches = _LOADERS[config.loader](config, accelerator, data, preprocessing, plan)
     bad = [data.train.name(index) for index in batches.bad_images]
     check_bad_images(bad, len(data.train), config.max_bad_images)
     return batches
 
 
 def _from_sources(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    data: ImageData,
-    preprocessing: Preprocessing,
-    size: int,
-    drop_last: bool,
+    config: TrainConfig, _: Accelerator, data: ImageData, preprocessing: Preprocessing, plan: _Plan
 ) -> Batches:
     """Decode and change pictures one by one."""
-    transform = build_train_transform(
-        preprocessing,
-        config.augment,
-        data.mirror,
-        auto_augment=config.auto_augment,
-        re_prob=config.random_erasing,
-        color_jitter=config.color_jitter,
-    )
-    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+    transform = build_train_transform(preprocessing, config.augment, data.mirror, **plan.changes)
     train = ImageDataset(data.train, transform, training=True)
     val = ImageDataset(data.val, build_eval_transform(preprocessing), training=False)
     loader = build_loader(
         train,
-        batch_size=size,
+        batch_size=plan.size,
         shuffle=True,
         seed=config.seed,
         workers=config.workers,
-        drop_last=drop_last,
+        drop_last=plan.drop_last,
         repeats=config.repeats,
-        **share,
+        **plan.share,
     )
     return Batches(
-        size=size,
+        size=plan.size,
         order=loader.batch_sampler.order,  # type: ignore[union-attr]
         train=loader,
-        val=build_loader(val, batch_size=config.batch_size, workers=config.workers, **share),
+        val=build_loader(val, batch_size=config.batch_size, workers=config.workers, **plan.share),
         transform=None,
         bad_images=train.bad_images.keys(),
     )
 
 
 def _from_memory(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    data: ImageData,
-    preprocessing: Preprocessing,
-    size: int,
-    drop_last: bool,
+    config: TrainConfig, accelerator: Accelerator, data: ImageData, preprocessing: Preprocessing, plan: _Plan
 ) -> Batches:
     """Keep all pictures decoded, and change them in batches."""
-    transform = build_batch_transform(
-        preprocessing,
-        config.augment,
-        data.mirror,
-        auto_augment=config.auto_augment,
-        random_erasing=config.random_erasing,
-        color_jitter=config.color_jitter,
-    ).to(accelerator.device)
+    transform = build_batch_transform(preprocessing, config.augment, data.mirror, **plan.changes)
     train, val = _pack(config, accelerator, data, preprocessing)
     order = EpochSampler(len(train), config.seed, config.repeats, seeded=False)
-    share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-    in_training = SharedBatches(order, size, drop_last=drop_last, **share)
-    in_order = SharedBatches(range(len(val)), config.batch_size, **share)
+    in_training = SharedBatches(order, plan.size, drop_last=plan.drop_last, **plan.share)
+    in_order = SharedBatches(range(len(val)), config.batch_size, **plan.share)
     return Batches(
-        size=size,
+        size=plan.size,
         order=order,
         train=MemoryLoader(train, in_training, accelerator.device, training=True),
         val=MemoryLoader(val, in_order, accelerator.device, training=False),
-        transform=transform,
+        transform=transform.to(accelerator.device),
         bad_images=train.bad_images.keys(),
     )
 

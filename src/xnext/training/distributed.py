@@ -48,24 +48,22 @@ class LocalSGD:
         model: The network in ``DistributedDataParallel``.
         period: Steps between two averagings.
         start: Steps before the first local one.
-        steps: Steps done before, of a training that is resumed.
+        updates: Steps done before, of a training that is resumed.
     """
 
-    def __init__(self, model: nn.Module, *, period: int, start: int, steps: int) -> None:
+    def __init__(self, model: nn.Module, *, period: int, start: int, updates: int) -> None:
         self._model = model
         self._period = period
         self._start = start
-        self._steps = steps
         hook = PostLocalSGDState(
             process_group=None, subgroup=None, start_localSGD_iter=start, post_local_gradient_allreduce=False
         )
-        hook.iter = steps
+        hook.iter = updates
         model.register_comm_hook(hook, post_localSGD_hook)  # type: ignore[operator]
 
-    def step(self) -> None:
-        """Average the weights, if it is time to."""
-        self._steps += 1
-        if self._steps >= self._start and self._steps % self._period == 0:
+    def step(self, updates: int) -> None:
+        """Average the weights, if it is time to after so many steps."""
+        if updates >= self._start and updates % self._period == 0:
             average_weights(self._model)
 
 

@@ -93,7 +93,7 @@ class Setup:
         self.model = self.accelerator.prepare_model(self.network)  # anew: it notes what learns
         if self.config.local_sgd:
             start = max(1, self.steps(self.config.warmup or 0))
-            self.local_sgd = LocalSGD(self.model, period=self.config.local_sgd, start=start, steps=updates)
+            self.local_sgd = LocalSGD(self.model, period=self.config.local_sgd, start=start, updates=updates)
         self.train_mode()
 
     def train_mode(self) -> None:

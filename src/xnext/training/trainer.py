@@ -147,16 +147,17 @@ class Trainer:
                 self._train_epoch(display, interrupts)
                 row, measurement = self._measure(interrupts)
             except NonFiniteError as error:
-                display.note(f"{error}; {self._roll_back(error)}")
+                done = self._roll_back(error)
+                display.note(f"{error}; {done}")
                 continue
             self._finish_epoch(row, measurement, display)
+        self._events.close()
         if self.progress.epoch <= self._setup.config.epochs:
             display.note(f"no better for {self._setup.config.patience} epochs: the training ends")
 
     def _train_epoch(self, display: Display, interrupts: Interrupts) -> None:
         """Take the training images that this epoch has not had yet."""
         setup, progress = self._setup, self.progress
-        setup.freeze(progress.updates < self._frozen_steps, progress.updates)
         setup.train_mode()
         started = time.perf_counter() - progress.seconds
         for images, labels, unreadable in self._batches():
@@ -173,6 +174,8 @@ class Trainer:
                     self._save_state()
         self._read_steps(display)
         progress.seconds = time.perf_counter() - started
+        if not self._alone and self._is_asked_to_stop(interrupts):  # an epoch may be short of a look
+            self._stop(interrupts)
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Return the batches of the epoch that are still to come."""
@@ -213,7 +216,7 @@ class Trainer:
         progress.updates += 1
         setup.scheduler.step_update(progress.updates)
         if setup.local_sgd is not None:
-            setup.local_sgd.step()
+            setup.local_sgd.step(progress.updates)
         if setup.ema is not None:
             setup.ema.update(setup.network, step=progress.updates)
         return _Step(loss, norm, all_images, lr)
