@@ -12,13 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from xnext.data import SharedBatches
 from xnext.errors import UserError
 from xnext.training import Run
 from xnext.training.batches import plan_batches
+from xnext.training.distributed import LocalSGD
 from xnext.training.setup import prepare
 
 PATIENCE = 300  # seconds for real processes, many times what they take on a machine that does nothing else
@@ -193,12 +198,42 @@ def test_a_mistake_is_told_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_local_steps_leave_all_processes_with_the_same_weights(tmp_path, colours):
+def test_local_steps_take_another_way(tmp_path, colours):
     options = QUICK | {"model": "convnext_debug", "data": str(colours), "augment": "none", "warmup": "1 step"}
     plain, _ = launch(tmp_path / "plain", 2, **options)
     local, _ = launch(tmp_path / "local", 2, **options, local_sgd=3)
     assert local[-1]["train_loss"] < local[0]["train_loss"]
     assert local[-1]["val_loss"] != plain[-1]["val_loss"]
+
+
+def local_steps(rank, address, folder):
+    """Take ten steps of local SGD on images of this process; write the weight after each."""
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = DistributedDataParallel(nn.Linear(3, 1))
+    local = LocalSGD(model, period=3, start=2, updates=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    weights = []
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        model(torch.full((2, 3), float(rank + 1))).mean().backward()
+        optimizer.step()
+        local.step(step)
+        weights.append(model.module.weight.detach().clone())
+    torch.save(torch.stack(weights), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_weights_differ_between_two_averagings_only(tmp_path):
+    torch.multiprocessing.spawn(local_steps, (f"file://{tmp_path / 'meeting'}", tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alike = [torch.equal(first[step], second[step]) for step in range(10)]
+    # Gradients are averaged in steps 1 and 2; from there on each goes its own way, and meets every third step.
+    assert alike == [True, True, True, False, False, True, False, False, True, False]
+    # The gradient is the input, 1 or 2: averaged or not, the mean weight of both goes down by 0.15 a step.
+    fall = (first + second).diff(dim=0)[[4, 7]] / 2
+    assert torch.allclose(fall, torch.full_like(fall, -0.15))
 
 
 def test_local_sgd_and_sync_bn_say_what_they_need(config):
