@@ -195,5 +195,6 @@ def build_loader(
         ),
         generator=order.generator if isinstance(order, EpochSampler) else None,
         num_workers=workers,
+        persistent_workers=workers > 0,  # to start them takes seconds where they are spawned
         pin_memory=torch.cuda.is_available(),
     )

@@ -12,9 +12,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from xnext.errors import UserError
 
-# Pillow reads more than these, but some of the rest start other programs (EPS) or are no pictures.
+# Pillow reads more than these, but some of the rest start other programs (EPS) or are no pictures. They are
+# tried in this order: the usual ones first, and last the one that no mark at its start tells from any bytes.
 _FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP",
+    "JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "MPO", "PPM", "TIFF", "TGA",
 )  # fmt: skip
 
 MAX_PIXELS = 89_478_485

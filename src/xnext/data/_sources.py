@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xnext.data._decode import decode_image, read_image
+from xnext.data._decode import BadImageError, decode_image, read_image
 from xnext.errors import UserError, shorten
 
 VAL_SHARE = 0.2
@@ -46,7 +46,10 @@ class ImageSource(ABC):
         Raises:
             BadImageError: It cannot be read.
         """
-        return decode_image(self.content(index), self.name(index))
+        try:
+            return decode_image(self.content(index))
+        except BadImageError as error:  # the name is looked up for the few that need one
+            raise BadImageError(self.name(index), error.reason) from error
 
 
 class ArraySource(ImageSource):
