@@ -23,6 +23,10 @@ _FALLBACKS = (
 )
 
 
+# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that white paper swallows.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+
+
 def write_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
     """Draw a figure into a PNG, whole or not at all.
 

@@ -229,7 +229,7 @@ def test_weights_differ_between_two_averagings_only(tmp_path):
     torch.multiprocessing.spawn(local_steps, (f"file://{tmp_path / 'meeting'}", tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alike = [torch.equal(first[step], second[step]) for step in range(10)]
-    # Gradients are averaged in steps 1 and 2; from there on each goes its own way, and meets every third step.
+    # Gradients are averaged in steps 1 and 2; from there on each goes its own way and meets every third step.
     assert alike == [True, True, True, False, False, True, False, False, True, False]
     # The gradient is the input, 1 or 2: averaged or not, the mean weight of both goes down by 0.15 a step.
     fall = (first + second).diff(dim=0)[[4, 7]] / 2

@@ -247,3 +247,8 @@ def test_in_memory_nothing_is_left_behind(config, monkeypatch, tmp_path):
 def test_photographs_are_not_for_memory(config):
     with pytest.raises(UserError, match="below 128 pixels"):
         building.prepare(config(loader="memory", image_size=128))
+
+
+def test_workers_are_not_for_memory(config):
+    with pytest.raises(UserError, match="workers load images one by one, which loader memory does not"):
+        config(loader="memory", workers=2)

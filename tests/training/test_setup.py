@@ -126,3 +126,10 @@ def test_half_precision_needs_a_gpu(config):
 def test_missing_gpu_is_said(config):
     with pytest.raises(UserError, match="--device cpu"):
         build_accelerator(config(device="cuda"))
+
+
+def test_class_weights_may_be_in_the_home_folder(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights.yaml").write_text("{}")
+    setup = prepare(config(class_weights="~/weights.yaml"))
+    assert setup.config.class_weights == str(tmp_path / "weights.yaml")

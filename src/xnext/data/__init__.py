@@ -14,6 +14,7 @@ from xnext.data._sources import (
     ImageSource,
     check_same_classes,
     stratified_split,
+    user_path,
 )
 from xnext.data._transforms import Augment, Preprocessing, build_eval_transform, build_train_transform
 
@@ -43,4 +44,5 @@ __all__ = [
     "find_images",
     "load_data",
     "stratified_split",
+    "user_path",
 ]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from xnext._figures import COLOURS
 from xnext._yaml import read_yaml
 from xnext.errors import UserError
 from xnext.evaluation.accuracy import METRICS
@@ -22,10 +23,8 @@ from xnext.training.run import Run
 _LOSSES = {"train_loss": "training loss", "val_loss": "held-out loss"}
 _NUMBERS = ("epoch", *_LOSSES, *(f"val_{name}" for name in METRICS), "seconds", "images_per_second")
 
-# Okabe and Ito's colours, without the yellow that white paper swallows; one after the other, then dashed.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _STYLES: tuple[Any, ...] = ("-", "--", "-.", ":")
-MOST_CURVES = len(_COLOURS) * len(_STYLES)
+MOST_CURVES = len(COLOURS) * len(_STYLES)
 """How many runs one picture tells apart."""
 
 _LONGEST_NAME = 60  # characters in the legend
@@ -147,7 +146,7 @@ def draw_comparison(runs: Sequence[RunRecord]) -> Figure:
         axes.set(title=name, xlabel="epoch", ylabel="nats" if key in _LOSSES else "%")
     handles = [
         Line2D([], [], color=colour, linestyle=style, label=_legend(run, name))
-        for run, name, (style, colour) in zip(runs, names, product(_STYLES, _COLOURS), strict=False)
+        for run, name, (style, colour) in zip(runs, names, product(_STYLES, COLOURS), strict=False)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
@@ -155,7 +154,7 @@ def draw_comparison(runs: Sequence[RunRecord]) -> Figure:
 
 def _draw_curves(axes: Axes, runs: Sequence[RunRecord], key: str) -> None:
     """Draw one column of the metrics of all runs that have it."""
-    for run, (style, colour) in zip(runs, product(_STYLES, _COLOURS), strict=False):
+    for run, (style, colour) in zip(runs, product(_STYLES, COLOURS), strict=False):
         rows = [row for row in run.rows if key in row]
         marker = "o" if len(rows) == 1 else None  # one point makes no line
         epochs, values = [row["epoch"] for row in rows], [row[key] for row in rows]

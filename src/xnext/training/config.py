@@ -80,7 +80,7 @@ class TrainConfig:
         model_args: Further fields of the network's config, e.g. `{"strides": [1, 2, 2, 2]}`.
         loader: images: decode and change them one by one; memory: keep small images, up to 127 pixels,
             decoded in one array and change them in batches on the device.
-        workers: Processes that load images; 0: the training process itself.
+        workers: Processes that load images, with loader images; 0: the training process itself.
         device: Where to train: auto (a GPU if there is one), cpu or cuda.
         amp: Mixed precision: off, bf16 or fp16 (fp16 needs a GPU).
         channels_last: Keep the channels of images side by side in memory, which depthwise convolutions like.
@@ -159,6 +159,8 @@ class TrainConfig:
             raise UserError(
                 f"mixup and cutmix pair the images of a batch: batch_size {self.batch_size} must be even"
             )
+        if self.workers and self.loader == "memory":
+            raise UserError("workers load images one by one, which loader memory does not; leave them out")
         for name in ("warmup", "decay_every", "save_every", "freeze"):
             try:
                 parse_duration(getattr(self, name) or 0)

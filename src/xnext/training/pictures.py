@@ -8,11 +8,11 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from xnext._figures import printable
+from xnext._figures import COLOURS, printable
 from xnext.evaluation.accuracy import METRICS
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#8A8A8A"
+_BLUE, _ORANGE, _GREEN, *_ = COLOURS
+_GREY = "#8A8A8A"
 
 _MOST_CLASSES_WITH_NAMES = (
     20  # above it the names would overlap: a list of the worst confusions takes their place

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from xnext._processes import is_restarted, join
-from xnext.data import ImageData, Preprocessing, absolute_spec, load_data
+from xnext.data import ImageData, Preprocessing, absolute_spec, load_data, user_path
 from xnext.errors import UserError
 from xnext.evaluation.complexity import check_image_size, count_macs, count_parameters
 from xnext.models import LoadReport, load_checkpoint
@@ -196,7 +196,7 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     """Return a config whose paths later commands find from any folder."""
     weights = config.class_weights
     if weights not in ("none", "auto"):
-        weights = str(Path(weights).absolute())
+        weights = str(user_path(weights).absolute())
     return dataclasses.replace(config, data=absolute_spec(config.data), class_weights=weights)
 
 
