@@ -137,18 +137,19 @@ class ConfigFile(ActionConfigFile):
 def config_first(words: Sequence[str]) -> list[str]:
     """Move `--recipe NAME` and then `--config FILE` to the front of a verb's words: flags win over both.
 
-    A run that is resumed brings its own file.
+    A run that is resumed brings its own file, before both.
     """
     rest: list[str] = []
+    own: list[str] = []
     first: dict[str, list[str]] = {"--recipe": [], "--config": []}
     remaining = iter(words)
     for word in remaining:
         option, equals, value = word.partition("=")
         group = [word] if equals else [word, *itertools.islice(remaining, option in (*first, "--resume"))]
         if option == "--resume" and len(value or group[-1]) and (equals or len(group) == 2):
-            first["--config"] += ["--config", str(Path(value or group[-1]) / "config.yaml")]
+            own += ["--config", str(Path(value or group[-1]) / "config.yaml")]
         first.get(option, rest).extend(group)
-    return [*rest[:1], *first["--recipe"], *first["--config"], *rest[1:]]
+    return [*rest[:1], *own, *first["--recipe"], *first["--config"], *rest[1:]]
 
 
 def _metavar(hint: Any) -> str:

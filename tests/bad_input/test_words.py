@@ -27,6 +27,10 @@ from samples import picture
         ("train REST --epochs 0", ["epochs", "0"]),
         ("train REST --lr -1", ["lr", "-1"]),
         ("train REST --optimizer adamm", ["optimizer", "'adam'"]),
+        ("train REST --optimizer lion --lr 1e-3 --opt-betas [0.9]", ["opt_betas", "lion has 2"]),
+        ("train REST --freeze '1e400 steps'", ["freeze", "no duration"]),
+        ("train REST --workers 999999", ["workers", "512"]),
+        ("train REST --loader memory --workers 2", ["workers", "memory"]),
         ("train REST --model inceptionnext_debu", ["'inceptionnext_debug'"]),
         (
             "train REST --model inceptionnext_debug --model-args '{bandkernel: 7}'",
@@ -136,6 +140,13 @@ def test_a_run_whose_config_was_damaged(fails, trained, tmp_path, damage, names)
     file = run / "config.yaml"
     file.write_text(damage if isinstance(damage, str) else file.read_text().replace(*damage))
     fails("train", "--resume", run, names=names)
+
+
+def test_words_that_do_not_go_with_a_run_that_goes_on(fails, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    fails("train", "--resume", run, "--output", tmp_path / "other", names=["--output", "other"])
+    fails("train", "--resume", run, "--recipe", "small_images", names=["model was", "--checkpoint"])
 
 
 def test_an_unknown_class_to_look_for(fails, trained, tmp_path):

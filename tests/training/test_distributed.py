@@ -30,7 +30,7 @@ PATIENCE = 300  # seconds for real processes, many times what they take on a mac
 MEASURED = ("images_per_second", "memory_mib", "seconds")
 DIGITS = {
     "model": "convnext_debug", "data": "digits", "augment": "none", "epochs": 2, "batch_size": 64,
-    "device": "cpu",
+    "device": "cpu" if torch.cuda.is_available() else "auto",
 }  # fmt: skip
 
 
@@ -145,8 +145,11 @@ QUICK = {"epochs": 6, "batch_size": 12, "save_every": "1 step", "image_size": 16
 
 
 @pytest.mark.slow
-def test_after_a_death_the_others_end_and_a_restart_goes_on(tmp_path, colours):
-    options = QUICK | {"model": "inceptionnext_debug", "data": str(colours)}
+@pytest.mark.parametrize(
+    "more", [{}, {"local_sgd": 3, "warmup": "1 step", "save_every": "4 steps", "model_ema": 0.9}]
+)
+def test_after_a_death_the_others_end_and_a_restart_goes_on(tmp_path, colours, more):
+    options = QUICK | {"model": "inceptionnext_debug", "data": str(colours)} | more
     whole, _ = launch(tmp_path / "whole", 2, **options)
     folder = tmp_path / "run"
     process = start(2, *options_of(folder, **options), options=("--max-restarts=1",))

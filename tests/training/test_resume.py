@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
-from xnext.training.interrupts import Interrupts, Stopped
+from xnext.training.interrupts import Interrupts, Stopped, clean_exit
 from xnext.training.states import States
 from xnext.training.trainer import Trainer
 
@@ -173,6 +173,17 @@ def test_signals_are_noted_once_and_then_act_as_ever():
     with Interrupts(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_while_pictures_are_packed_cleans_up():
+    before, done = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(SystemExit) as exit_, clean_exit():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            done.append("cleaned")
+    assert (exit_.value.code, done) == (143, ["cleaned"])
     assert signal.getsignal(signal.SIGTERM) == before
 
 

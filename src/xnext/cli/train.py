@@ -7,7 +7,9 @@ from jsonargparse import Namespace
 
 from xnext._parser import ConfigFile, Parser
 from xnext._processes import is_first, is_restarted, leave
+from xnext._yaml import read_yaml
 from xnext.cli._common import Verb
+from xnext.errors import UserError
 from xnext.evaluation.accuracy import METRICS
 from xnext.training import Run, TrainConfig, train
 from xnext.training.recipes import find_recipe
@@ -45,6 +47,8 @@ def _train(arguments: Namespace) -> int:
     config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
     resume = arguments.resume is not None
     if resume:
+        if str(config.output) != read_yaml(Run.open(arguments.resume).config).get("output"):
+            raise UserError(f"--output {config.output}: a run goes on in its own folder; leave it out")
         config = dataclasses.replace(config, output=arguments.resume)
     elif is_restarted():
         resume = Run(config.output).config.is_file()

@@ -28,6 +28,7 @@ from xnext.data import (
 from xnext.errors import UserError
 from xnext.training.bad_images import check_bad_images
 from xnext.training.config import TrainConfig
+from xnext.training.interrupts import clean_exit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ def _pack(
     name = f"xnext-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     paths = [Path(tempfile.gettempdir()) / f"{name}-{part}" for part in ("train", "val")]
     try:
-        with accelerator.local_main_process_first():
+        with clean_exit(), accelerator.local_main_process_first():
             for source, path in zip((data.train, data.val), paths, strict=True):
                 if accelerator.is_local_main_process:
                     PackedImages.write(source, preprocessing, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 
 from xnext._types import check_types
 from xnext.data import Augment
@@ -19,6 +19,7 @@ from xnext.training.schedule import LEARNING_RATES, learning_rate, parse_duratio
 _LOWEST = 0.01
 _SMOOTHING = 0.1  # of labels, for one class an image
 _LARGEST_IMAGE = 4096  # pixels a side; more is a typing error, and takes all memory
+_MOST_WORKERS = 512  # likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +261,7 @@ class TrainConfig:
             "patience": (1, math.inf),
             "local_sgd": (2, math.inf),
             "seed": (0, 2**32 - 1),
-            "workers": (0, math.inf),
+            "workers": (0, _MOST_WORKERS),
             "max_bad_images": (0, 1),
         }
         for name, (low, high) in ranges.items():
@@ -285,7 +286,7 @@ class TrainConfig:
                 raise UserError(f"{name} is {value}; it must be more than 0{more}")
 
     def _check_optimizer(self) -> None:
-        """Raise a ``UserError`` for an optimiser that timm does not have, with the nearest ones."""
+        """Raise a ``UserError`` for an optimiser that timm does not have, or its betas."""
         known = [str(name) for name in list_optimizers()]
         if self.optimizer not in known:
             hint = (
@@ -293,3 +294,6 @@ class TrainConfig:
                 or f" There are {', '.join(LEARNING_RATES)} and more of timm's."
             )
             raise UserError(f"optimizer {self.optimizer!r} does not exist.{hint}")
+        info, betas = get_optimizer_info(self.optimizer), self.opt_betas
+        if betas is not None and info.has_betas and len(betas) != info.num_betas:
+            raise UserError(f"opt_betas {list(betas)}: {self.optimizer} has {info.num_betas} of them")

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import (
     PostLocalSGDState,
     post_localSGD_hook,
 )
+from torch.optim import Optimizer
 
 from xnext.errors import UserError
 from xnext.training.config import TrainConfig
@@ -73,6 +74,16 @@ def average_weights(network: nn.Module) -> None:
     for weight in network.parameters():
         dist.all_reduce(weight.data)
         weight.data /= dist.get_world_size()
+
+
+def average_optimizer(optimizer: Optimizer) -> None:
+    """Give the optimisers of all processes the mean of their averages, so that one stands for all."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            for value in optimizer.state[weight].values():
+                if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+                    dist.all_reduce(value)
+                    value /= dist.get_world_size()
 
 
 def make_alike(*networks: nn.Module, average: bool) -> None:

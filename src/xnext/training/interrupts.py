@@ -1,7 +1,10 @@
 """Signals that ask a training to stop: it finishes its step and saves before it does."""
 
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -20,6 +23,19 @@ class Stopped(Exception):  # noqa: N818 - the user's wish, no error
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.signal = number
+
+
+@contextmanager
+def clean_exit() -> Iterator[None]:
+    """Let SIGTERM end the process by an exception, as SIGINT does, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Interrupts:

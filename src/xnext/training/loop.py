@@ -20,6 +20,9 @@ from xnext.training.run import Run, require_free
 from xnext.training.setup import Setup, prepare
 from xnext.training.trainer import Trainer
 
+_FIXED = ("model", "model_args", "optimizer", "layer_decay")
+"""What a saved state holds only one kind of."""
+
 _VERSIONS_OF = ("xnext", "torch", "torchvision", "timm", "accelerate")
 
 
@@ -54,24 +57,29 @@ def train(
     elif is_first():
         run = Run.create(config.output, setup.config.to_yaml())
     setup.accelerator.wait_for_everyone()
-    trainer = Trainer(setup, run)
-    for line in trainer.restore() if resume else ():
-        _print(console, f"{line}: going back to the state before it")
-    _announce(console, setup)
-    display = Display(
-        console, config.epochs, len(setup.batches.train), setup.task.metrics, setup.accelerator.device
-    )
+    trainer = Trainer(setup, run, started)
+    if resume:
+        for line in trainer.restore(force):
+            _print(console, line)
+        if is_first():
+            run.write_config(setup.config.to_yaml())
     try:
+        _announce(console, setup)
+        display = Display(
+            console, config.epochs, len(setup.batches.train), setup.task.metrics, setup.accelerator.device
+        )
         with Interrupts() as interrupts, display, lost_processes():
             for row in trainer.progress.rows:
                 display.epoch(row, row == trainer.progress.best)
             trainer.train(display, interrupts)
     except BaseException:
-        if trainer.saved is None and is_first():  # nothing to go on from, only in the way of another try
+        if (
+            trainer.is_new and not resume and is_first()
+        ):  # nothing is lost, and it is in the way of another try
             run.discard()
         raise
     summary = _summarise(setup, trainer)
-    summary["seconds"] = round(time.perf_counter() - started, 2)
+    summary["seconds"] = round(trainer.elapsed, 2)
     if is_first():
         _draw(setup, trainer, run)
         run.write_summary(summary)
@@ -91,12 +99,16 @@ def check_unchanged(before: TrainConfig, now: TrainConfig, force: bool) -> None:
     """Refuse to go on with a run that was told something else, unless forced.
 
     Raises:
-        UserError: With each value that differs.
+        UserError: With each value that differs, or that not even force changes.
     """
     old, new = before.to_dict(), now.to_dict()
-    changed = [
-        f"{key} was {old[key]!r}, now {new[key]!r}" for key in new if key != "output" and old[key] != new[key]
-    ]
+    differing = [key for key in new if key != "output" and old[key] != new[key]]
+    changed = [f"{key} was {old[key]!r}, now {new[key]!r}" for key in differing]
+    if fixed := [line for key, line in zip(differing, changed, strict=True) if key in _FIXED]:
+        raise UserError(
+            f"{now.output} cannot go on so: {'; '.join(fixed)}; start a new run from its weights, with"
+            f" --checkpoint {now.output}"
+        )
     if changed and not force:
         raise UserError(f"{now.output} was told otherwise: {'; '.join(changed)}; add --force to go on so")
 

@@ -46,9 +46,9 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best_epoch: int, title: str
         if key in rows[0]:
             axes.plot(epochs, [row[key] for row in rows], label=label, color=color, marker=marker)
     best = next(row for row in rows if row["epoch"] == best_epoch)
-    for axes, key, value in ((losses, "val_loss", "{:.3f}"), (metrics, f"val_{main}", "{:.2f} %")):
+    for axes, key, value in ((losses, "val_loss", "{:.3f}"), (metrics, f"val_{main}", "best: {:.2f} %")):
         axes.axvline(best_epoch, color=_GREY, linestyle=":", linewidth=1, zorder=0)
-        label = f"best: {value.format(best[key])} at epoch {best_epoch}"
+        label = f"{value.format(best[key])} at epoch {best_epoch}"
         axes.plot(best_epoch, best[key], "o", color=_BLUE, markersize=7, markerfacecolor="white", label=label)
     losses.set(title="loss", ylabel="nats")
     metrics.set(title="held out", ylabel="%")

@@ -72,7 +72,7 @@ class Run:
         run._made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
         try:
             make_folder(run.best.parent)
-            write_atomic(run.config, (_HEADER + config_yaml).encode("utf-8", "replace"))
+            run.write_config(config_yaml)
         except UserError:
             run.discard()
             raise
@@ -101,6 +101,10 @@ class Run:
             path = "" if str(self.config) in str(error) else f"{self.config}: "
             raise UserError(f"{path}{error}; mend the file, or give its weights as --checkpoint") from error
         return dataclasses.replace(config, output=self.path)
+
+    def write_config(self, config_yaml: str) -> None:
+        """Write what the training is told to `config.yaml`."""
+        write_atomic(self.config, (_HEADER + config_yaml).encode("utf-8", "replace"))
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write the finished epochs to `metrics.jsonl`, a line each."""

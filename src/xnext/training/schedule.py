@@ -1,5 +1,6 @@
 """How long and how fast: durations, the learning rate of a batch size, and its course over a training."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ def parse_duration(duration: Duration) -> tuple[float, str]:
         UserError: It has no such form.
     """
     match = _DURATION.fullmatch(str(duration))
-    if not match:
+    if not match or not math.isfinite(float(match["number"])):
         raise UserError(f"{duration!r} is no duration; write e.g. 5, '5 epochs', '500 steps', '3e6 samples'")
     return float(match["number"]), match["unit"] or "epoch"
 

@@ -112,13 +112,24 @@ class Setup:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
-        self.network.load_state_dict(state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
+        """Take over what ``state_dict`` returned.
+
+        Raises:
+            UserError: It is that of another network or optimiser.
+        """
+        try:
+            self.network.load_state_dict(state["model"])
+            load_optimizer(self.optimizer, state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"the saved state does not fit what is now to be trained ({reason}); start a new run from its"
+                " weights, with --checkpoint"
+            ) from error
         if "scaler" in state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        if "ema" in state and self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+        if self.ema is not None:  # which begins at the weights where there was none before
+            self.ema.module.load_state_dict(state.get("ema", state["model"]))
 
     def set_rate(self, updates: int, factor: float) -> None:
         """Set the learning rate, which is a function of the steps so far.
@@ -138,6 +149,7 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: The device, data, network, checkpoint or image size does not exist or does not fit.
     """
     accelerator = build_accelerator(config)
+    config = _absolute(config)
     with accelerator.main_process_first():  # the others find data in the cache, and a mistake is told once
         check_processes(config, accelerator)
         data = load_data(config.data, seed=config.seed)
@@ -145,7 +157,7 @@ def prepare(config: TrainConfig) -> Setup:
         network, report = build_network(config, len(data.classes))
         preprocessing = Preprocessing.for_model(network, config.image_size, config.crop_pct)
         check_image_size(network, preprocessing.image_size, config.model)
-        config = _absolute(config.resolve(preprocessing.image_size, data.multilabel))
+        config = config.resolve(preprocessing.image_size, data.multilabel)
         task = build_task(config, data).to(accelerator.device)
         params, macs = count_parameters(network), count_macs(network, preprocessing.shape)
         network = _place(config, network, accelerator.device)
@@ -231,10 +243,11 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     # accelerate keeps a process's first device and precision and refuses others; trainings are independent.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    on_cpu = config.device == "cpu" or not has_gpu  # else accelerate takes each process for the only one
     if is_restarted():
-        join("gloo" if config.device == "cpu" or not has_gpu else "nccl", _LONGEST_WAIT)
+        join("gloo" if on_cpu else "nccl", _LONGEST_WAIT)
     return Accelerator(
-        cpu=config.device == "cpu",
+        cpu=on_cpu,
         mixed_precision="no" if config.amp == "off" else config.amp,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )

@@ -6,19 +6,22 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from xnext._files import is_temporary
 from xnext._processes import add_up, agree, gather
 from xnext._random import STEP, derive_seed, seed_all
+from xnext.data import check_same_classes
 from xnext.errors import UserError
 from xnext.evaluation.accuracy import Measurement
 from xnext.models import save_checkpoint
 from xnext.training.bad_images import BadImages
-from xnext.training.distributed import make_alike
+from xnext.training.distributed import average_optimizer, make_alike
 from xnext.training.events import Events
 from xnext.training.interrupts import Interrupts, Stopped
 from xnext.training.progress import Display, peak_memory
@@ -51,6 +54,7 @@ class Progress:
         best: The line of the best one.
         detail: Its confusion matrix, or what else its task draws.
         rollbacks: Times that it went back to a state after a loss that was not finite.
+        elapsed: Seconds that all of it took so far.
         bad_train: Indices of unreadable training images.
         bad_val: Indices of unreadable held-out images.
     """
@@ -66,6 +70,7 @@ class Progress:
     best: dict[str, Any] | None = None
     detail: Tensor | None = None
     rollbacks: int = 0
+    elapsed: float = 0.0
     bad_train: list[int] = field(default_factory=list)
     bad_val: list[int] = field(default_factory=list)
 
@@ -96,9 +101,11 @@ class Trainer:
         saved: The step of the newest state to go on from, or None.
     """
 
-    def __init__(self, setup: Setup, run: Run) -> None:
+    def __init__(self, setup: Setup, run: Run, started: float | None = None) -> None:
         self.progress = Progress()
         self.saved: int | None = None
+        self._started = time.perf_counter() if started is None else started
+        self._earlier = 0.0  # seconds in processes before this one
         self._setup = setup
         self._run = run
         self._first = setup.accelerator.is_main_process  # the one that writes
@@ -118,6 +125,16 @@ class Trainer:
     def network(self) -> nn.Module:
         """The network that is evaluated and saved: the averaged one if there is one."""
         return self._setup.network if self._setup.ema is None else self._setup.ema.module
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this training, in this process and in those before."""
+        return self._earlier + time.perf_counter() - self._started
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing of it is kept yet: no state, and the weights of no epoch."""
+        return self.saved is None and not self._run.metrics.exists()
 
     @property
     def bad_images(self) -> dict[str, list[str]]:
@@ -375,33 +392,72 @@ class Trainer:
         """Write all that going on needs."""
         progress = self.progress
         self._make_alike()
+        if self._setup.local_sgd is not None:
+            average_optimizer(self._setup.optimizer)  # the file has room for one, and all go on from it
+        if self._first:
+            progress.bad_train, progress.bad_val = self._bad_train.indices, self._bad_val.indices
+            values = {f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)}
+            values["elapsed"] = self.elapsed
+            state = {"progress": values, "data": self._data(), **self._setup.state_dict()}
+            self._states.save(progress.updates, state)
         self.saved = progress.updates
-        if not self._first:
-            return
-        progress.bad_train, progress.bad_val = self._bad_train.indices, self._bad_val.indices
-        values = {f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)}
-        self._states.save(progress.updates, {"progress": values, **self._setup.state_dict()})
 
-    def restore(self) -> list[str]:
+    def _data(self) -> dict[str, Any]:
+        """Return what tells these images from others, as far as a state knows them by their places."""
+        data = self._setup.data
+        labels = b"".join(np.ascontiguousarray(part.labels).tobytes() for part in (data.train, data.val))
+        return {"classes": list(data.classes), "labels": blake2b(labels, digest_size=16).hexdigest()}
+
+    def _check_data(self, before: dict[str, Any], force: bool) -> None:
+        """Refuse to go on with other images than those of a state.
+
+        Raises:
+            UserError: The classes are others; or the images are, and it is not forced.
+        """
+        name, now = self._setup.data.name, self._data()
+        if before["classes"] != now["classes"]:
+            check_same_classes(name, before["classes"], now["classes"], ("the run", "the data"))
+        if before != now and not force:
+            raise UserError(
+                f"{name} has other images or labels than when the run was stopped; put them back, or add"
+                " --force"
+            )
+
+    def restore(self, force: bool = False) -> list[str]:
         """Go back to the newest state that is whole, and make the run's lists agree with it.
 
         Without one the training begins anew, as it began.
 
+        Args:
+            force: Go on although the images are others, with the same classes.
+
         Returns:
-            A line for each damaged state.
+            A line for each damaged state, and what is done instead.
+
+        Raises:
+            UserError: The state is that of other images or another network.
         """
         state, damaged = self._states.load()
+        if damaged:
+            damaged.append("going back to the state before" if state else "no state is left: beginning anew")
+        if state is not None:
+            before = state.pop("data")
+            self._check_data(before, force)
+            self._setup.load_state_dict(state)
         if self._first:
             for left in filter(is_temporary, self._run.path.rglob("*.tmp")):
                 left.unlink(missing_ok=True)
+            self._run.bad_images.unlink(missing_ok=True)
         if state is None:
             return damaged
         self.progress = Progress(**state.pop("progress"))
-        self._setup.load_state_dict(state)
+        if before != self._data():  # what is known of the images is known by their places
+            self.progress.bad_train, self.progress.bad_val = [], []
+        if self.saved is None:
+            self._earlier = self.progress.elapsed
         self._set_rate()
         if self._first:
             self._run.write_metrics(self.progress.rows)
-            self._run.bad_images.unlink(missing_ok=True)
         self._bad_train.clear()
         self._bad_val.clear()
         self._bad_train.add(self.progress.bad_train)
