@@ -9,6 +9,7 @@ import tempfile
 from itertools import islice
 from pathlib import Path
 
+import timm
 import torch
 
 import xnext
@@ -17,7 +18,8 @@ from xnext.training.setup import prepare
 from xnext.training.trainer import Trainer
 
 FILE = Path(__file__).with_suffix(".json")
-STEPS = 50
+STEPS = {"blended": 50, "plain": 10}
+"""Of trainings with and without mixup and cutmix, which change from one release of timm to another."""
 
 
 def networks() -> list[str]:
@@ -26,11 +28,15 @@ def networks() -> list[str]:
 
 
 def machine() -> dict[str, str]:
-    """Return what decides the last bits of a float32 sum."""
-    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    """Return what decides the last bits of a float32 sum, and how batches are blended."""
+    return {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
-def losses(model: str) -> list[float]:
+def losses(model: str, kind: str) -> list[float]:
     """Return the loss of each step of a training with everything random that there is."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -38,13 +44,14 @@ def losses(model: str) -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(
                 model=model, data="digits", output=Path(folder) / "run", device="cpu", batch_size=16,
-                epochs=1, augment="light", mixup=0.2, cutmix=0.2, drop_rate=0.1, drop_path_rate=0.1,
+                epochs=1, augment="light", drop_rate=0.1, drop_path_rate=0.1,
+                **({"mixup": 0.2, "cutmix": 0.2} if kind == "blended" else {}),
             )  # fmt: skip
             setup = prepare(config)
             trainer = Trainer(setup, Run.create(config.output, ""))
             setup.freeze(False, 0)
             setup.batches.order.set_epoch(1)
-            steps = islice(setup.batches.train, STEPS)
+            steps = islice(setup.batches.train, STEPS[kind])
             return [trainer._step(images, labels).loss.item() for images, labels, _ in steps]
     finally:
         torch.set_num_threads(threads)
@@ -52,7 +59,8 @@ def losses(model: str) -> list[float]:
 
 def main() -> None:
     """Write the file."""
-    recorded = {"machine": machine(), "losses": {model: losses(model) for model in networks()}}
+    measured = {kind: {model: losses(model, kind) for model in networks()} for kind in STEPS}
+    recorded = {"machine": machine(), "losses": measured}
     FILE.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
