@@ -1,0 +1,174 @@
+"""The operators as users call them: checked, and computed by whoever is faster."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from xnext.errors import UserError
+from xnext.kernels import _ops, reference
+from xnext.kernels._backend import takes_triton
+from xnext.kernels._geometry import Geometry, Pair
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Convolve each channel with its own kernel.
+
+    Args:
+        x: ``[N, C, H, W]``; channels-last in memory is the fast layout, and the output has that of the input.
+            A contiguous one is not copied but read in place, a value at a time.
+        weight: ``[C, 1, kH, kW]``.
+        bias: ``[C]``, or None.
+        stride: For both axes, or ``(height, width)``; so are the next two.
+        padding: Zeros around the image.
+        dilation: Places from one tap to the next.
+
+    Returns:
+        ``[N, C, H', W']``, as ``torch.nn.functional.conv2d`` with ``groups=C``.
+
+    Raises:
+        UserError: Shapes, types or devices do not go together; or the backend ``triton`` was asked for and
+            cannot compute this.
+    """
+    geometry = Geometry(
+        (0, 0), _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    )
+    check_inputs(x, [weight], [bias])
+    if weight.shape[0] != x.shape[1]:
+        raise UserError(
+            f"weight {_shape(weight)} is for {len(weight)} channels, and the input is {_shape(x)}"
+        )
+    geometry = Geometry(_sides(weight), geometry.stride, geometry.padding, geometry.dilation)
+    if min(geometry.output_size(x.shape[2:])) < 1:
+        raise UserError(
+            f"kernel {_shape(weight)} does not fit into the input {_shape(x)} with padding {geometry.padding}"
+        )
+    moves = geometry.stride, geometry.padding, geometry.dilation
+    if takes_triton(x, weight, geometry):
+        return _ops.depthwise_conv2d(x, weight, bias, *moves)
+    return reference.depthwise_conv2d(x, weight, bias, *moves)
+
+
+def inception_dwconv2d(
+    x: Tensor,
+    weight_hw: Tensor,
+    bias_hw: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+) -> Tensor:
+    """Mix the last three groups of channels with a square kernel and two bands, and pass the others on.
+
+    This is the token mixer of InceptionNeXt (Yu et al. 2024, algorithm 1, in the published order): identity,
+    square kernel, band along the width, band along the height; all in one pass over the image.
+
+    Args:
+        x: ``[N, C, H, W]``, its layout as for ``depthwise_conv2d``.
+        weight_hw: ``[G, 1, k, k]``, ``k`` odd, with ``3 G`` at most ``C``.
+        bias_hw: ``[G]``, or None; all three groups have one or none has.
+        weight_w: ``[G, 1, 1, b]``, ``b`` odd.
+        bias_w: As ``bias_hw``.
+        weight_h: ``[G, 1, b, 1]``.
+        bias_h: As ``bias_hw``.
+
+    Returns:
+        ``[N, C, H, W]``.
+
+    Raises:
+        UserError: As ``depthwise_conv2d``.
+    """
+    weights, biases = [weight_hw, weight_w, weight_h], [bias_hw, bias_w, bias_h]
+    check_inputs(x, weights, biases)
+    group, (side, _), (_, band) = len(weight_hw), _sides(weight_hw), _sides(weight_w)
+    wanted = [(group, 1, side, side), (group, 1, 1, band), (group, 1, band, 1)]
+    if [tuple(weight.shape) for weight in weights] != wanted or not side % 2 or not band % 2:
+        raise UserError(
+            f"weights {', '.join(map(_shape, weights))} are no square kernel, band along the width and band"
+            " along the height of odd sides and the same channels"
+        )
+    _check_mixed(x, weights)
+    if _all_or_none(biases) and all(takes_triton(x, weight, _same(weight)) for weight in weights):
+        return _ops.mix(x, weights, [bias for bias in biases if bias is not None])
+    return reference.inception_dwconv2d(x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h)
+
+
+def partial_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve the last channels with a square kernel each, keeping the size, and pass the others on.
+
+    Args:
+        x: ``[N, C, H, W]``, its layout as for ``depthwise_conv2d``.
+        weight: ``[G, 1, k, k]``, ``k`` odd, with ``G`` at most ``C``.
+        bias: ``[G]``, or None.
+
+    Returns:
+        ``[N, C, H, W]``.
+
+    Raises:
+        UserError: As ``depthwise_conv2d``.
+    """
+    check_inputs(x, [weight], [bias])
+    height, width = _sides(weight)
+    if height != width or not height % 2:
+        raise UserError(f"weight {_shape(weight)} is no square kernel of an odd side")
+    _check_mixed(x, [weight])
+    if takes_triton(x, weight, _same(weight)):
+        return _ops.mix(x, [weight], [] if bias is None else [bias])
+    return reference.partial_depthwise_conv2d(x, weight, bias)
+
+
+def check_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    """Refuse an image, depthwise weights and biases that do not go together.
+
+    Raises:
+        UserError: With the shapes, types or devices.
+    """
+    if x.dim() != 4:
+        raise UserError(f"the input must be [N, C, H, W], not {_shape(x)}")
+    for weight, bias in zip(weights, biases, strict=True):
+        if weight.dim() != 4 or weight.shape[1] != 1:
+            raise UserError(f"a depthwise weight is [C, 1, kH, kW], not {_shape(weight)}")
+        if bias is not None and tuple(bias.shape) != (len(weight),):
+            raise UserError(f"bias {_shape(bias)} does not go with weight {_shape(weight)}")
+    for tensor in (*weights, *(bias for bias in biases if bias is not None)):
+        if tensor.device != x.device:
+            raise UserError(f"the input is on {x.device}, weight or bias on {tensor.device}")
+        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise UserError(f"the input is {x.dtype}, weight or bias {tensor.dtype}")
+
+
+def _check_mixed(x: Tensor, weights: Sequence[Tensor]) -> None:
+    if sum(map(len, weights)) > x.shape[1]:
+        mixed = ", ".join(map(_shape, weights))
+        raise UserError(f"weights {mixed} are for more channels than the input {_shape(x)} has")
+
+
+def _same(weight: Tensor) -> Geometry:
+    return Geometry(_sides(weight), padding=reference.same_padding(weight))
+
+
+def _all_or_none(biases: Sequence[Tensor | None]) -> bool:
+    return len({bias is None for bias in biases}) == 1
+
+
+def _sides(weight: Tensor) -> Pair:
+    return weight.shape[2], weight.shape[3]
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
+    """Return a value for each axis."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or min(pair) < least:
+        raise UserError(f"{name} {value} must be one or two whole numbers of at least {least}")
+    return pair[0], pair[1]
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

@@ -1,0 +1,125 @@
+"""Who computes an operator, and what is said to those who ask for what cannot be."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from xnext.errors import UserError
+from xnext.kernels import (
+    _backend,
+    depthwise_conv2d,
+    inception_dwconv2d,
+    partial_depthwise_conv2d,
+    use_backend,
+)
+
+X = torch.randn(2, 8, 6, 6)
+WEIGHT = torch.randn(8, 1, 3, 3)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Count what Triton is asked to compute."""
+    from xnext.kernels import _launch
+
+    calls, forward = [], _launch.forward
+    monkeypatch.setattr(_launch, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
+    return calls
+
+
+def test_each_backend_computes_its_own_way(launched):
+    x, weight = (X.cuda(), WEIGHT.cuda()) if torch.cuda.is_available() else (X, WEIGHT)
+    results = {}
+    for backend, times in (("torch", 0), ("triton", 1)):
+        launched.clear()
+        with use_backend(backend):
+            results[backend] = depthwise_conv2d(x, weight, padding=1)
+        assert len(launched) == times
+    torch.testing.assert_close(results["torch"], results["triton"])
+
+
+def test_auto_takes_what_was_measured_to_be_faster(monkeypatch):
+    geometry = _backend.Geometry((3, 3))
+    monkeypatch.setattr(_backend, "_winners", lambda capability: {"3x3x1": 1000})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    class Image:
+        device = torch.device("cuda:0")
+        dtype = torch.bfloat16
+
+        def __init__(self, step, numel):
+            self.stride, self.numel = lambda dim: step, lambda: numel
+
+    assert _backend.is_faster(Image(1, 1000), geometry)
+    assert not _backend.is_faster(Image(1, 999), geometry)
+    assert not _backend.is_faster(Image(36, 1000), geometry)
+    assert not _backend.is_faster(Image(1, 1000), _backend.Geometry((5, 5)))
+    assert not _backend.is_faster(X, geometry)
+
+
+def test_the_choice_ends_with_its_block():
+    with use_backend("triton"):
+        with pytest.raises(ZeroDivisionError), use_backend("torch"):
+            raise ZeroDivisionError
+        assert _backend._backend == "triton"
+    assert _backend._backend == "auto"
+    with pytest.raises(UserError, match=r"no backend 'trtion'.*'triton'"), use_backend("trtion"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "how", "reason"),
+    [
+        (X.double(), WEIGHT.double(), {}, "it has no float64"),
+        (torch.randn(1, 8, 20, 20), torch.randn(8, 1, 13, 3), {}, "kernel 13x3 is larger than 11"),
+        (X, WEIGHT, {"stride": 3}, "stride (3, 3) is neither 1 nor 2"),
+        (X, WEIGHT, {"stride": (1, 2)}, "stride (1, 2) is neither 1 nor 2"),
+        (torch.randn(1, 8, 9, 9), WEIGHT, {"stride": 2, "dilation": 2}, "goes with no dilation"),
+    ],
+)
+def test_triton_raises_where_it_cannot_and_auto_falls_back(x, weight, how, reason):
+    expected = F.conv2d(x, weight, groups=8, **how)
+    assert torch.equal(depthwise_conv2d(x, weight, **how), expected)
+    with use_backend("triton"), pytest.raises(UserError) as caught:
+        depthwise_conv2d(x, weight, **how)
+    assert str(caught.value).startswith("backend triton: ") and reason in str(caught.value)
+
+
+def test_without_triton_or_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(_backend, "INTERPRETED", False)
+    with use_backend("triton"), pytest.raises(UserError, match="cpu is no NVIDIA or AMD GPU"):
+        depthwise_conv2d(X, WEIGHT)
+    monkeypatch.setattr(_backend, "HAS_TRITON", False)
+    with use_backend("triton"), pytest.raises(UserError, match="Triton is not installed"):
+        depthwise_conv2d(X, WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: depthwise_conv2d(X[0], WEIGHT), "[N, C, H, W], not [8, 6, 6]"),
+        (lambda: depthwise_conv2d(X, WEIGHT[:4]), "is for 4 channels, and the input is [2, 8, 6, 6]"),
+        (lambda: depthwise_conv2d(X, torch.randn(8, 8, 3, 3)), "[C, 1, kH, kW], not [8, 8, 3, 3]"),
+        (lambda: depthwise_conv2d(X, WEIGHT, torch.zeros(7)), "bias [7] does not go with weight [8,"),
+        (lambda: depthwise_conv2d(X, WEIGHT.half()), "is torch.float32, weight or bias torch.float16"),
+        (lambda: depthwise_conv2d(X, WEIGHT.to("meta")), "the input is on cpu, weight or bias on meta"),
+        (lambda: depthwise_conv2d(X, WEIGHT, padding=-1), "padding -1 must be"),
+        (lambda: depthwise_conv2d(X, WEIGHT, stride=0), "stride 0 must be"),
+        (lambda: depthwise_conv2d(X, WEIGHT, dilation=(1, 1, 1)), "dilation (1, 1, 1) must be"),
+        (lambda: depthwise_conv2d(X, WEIGHT, dilation=3), "does not fit into the input [2, 8, 6, 6]"),
+        (lambda: partial_depthwise_conv2d(X, torch.randn(9, 1, 3, 3)), "than the input [2, 8, 6, 6]"),
+        (lambda: partial_depthwise_conv2d(X, torch.randn(4, 1, 3, 5)), "[4, 1, 3, 5] is no square kernel"),
+        (lambda: partial_depthwise_conv2d(X, torch.randn(4, 1, 4, 4)), "[4, 1, 4, 4] is no square kernel"),
+        (
+            lambda: inception_dwconv2d(
+                X, WEIGHT[:2], None, torch.randn(2, 1, 1, 5), None, torch.randn(2, 1, 3, 1), None
+            ),
+            "[2, 1, 1, 5], [2, 1, 3, 1] are no square kernel, band",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_told_with_its_shapes(call, message):
+    for backend in ("torch", "triton"):
+        with use_backend(backend), pytest.raises(UserError) as caught:
+            call()
+        assert message in str(caught.value)

@@ -1,0 +1,237 @@
+"""The kernels compute what PyTorch computes, forwards and backwards, in every type and layout."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from xnext.kernels import (
+    depthwise_conv2d,
+    inception_dwconv2d,
+    partial_depthwise_conv2d,
+    reference,
+    use_backend,
+)
+
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+# Kernel, stride, padding, dilation; images are 9x13 places of 19 channels.
+GEOMETRIES = [
+    ((3, 3), 1, 1, 1), ((3, 3), 2, 1, 1), ((3, 3), 1, 2, 2), ((5, 5), 1, 2, 1), ((5, 5), 2, (0, 1), 1),
+    ((7, 7), 1, 3, 1), ((9, 9), 2, 4, 1), ((1, 11), 1, (0, 5), 1),
+    ((11, 1), 1, (5, 0), 1), ((1, 3), 2, (0, 1), 1), ((3, 1), 1, (3, 0), (3, 1)), ((3, 5), 2, (3, 4), 1),
+    ((1, 1), 1, 0, 1), ((2, 4), 1, (1, 0), 1),
+]  # fmt: skip
+
+
+def draw(*shape: int, dtype=torch.float32, device="cpu", seed=0) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    return values.to(device, dtype)
+
+
+def error(value: Tensor, expected: Tensor) -> float:
+    """Return how far a tensor is from another one, as a share of that."""
+    assert value.shape == expected.shape
+    value, expected = value.detach().double(), expected.detach()
+    return float((value - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+def assert_same(operator, expected, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> None:
+    """Compare values and all gradients with the definition in float64."""
+    pairs = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
+    given = [tensor.detach().requires_grad_() for tensor in (x, *pairs)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, *pairs)]
+    with use_backend("triton"):
+        y = operator(*given)
+    wanted = expected(*exact)
+    grad = draw(*y.shape, dtype=x.dtype, device=x.device, seed=1)
+    grad = torch.empty_like(y).copy_(grad)
+    y.backward(grad)
+    wanted.backward(grad.double())
+    tolerance = TOLERANCES[x.dtype]
+    assert error(y, wanted) < tolerance
+    for one, other in zip(given, exact, strict=True):
+        assert one.grad is not None and one.grad.dtype == one.dtype
+        assert error(one.grad, other.grad) < tolerance
+    assert y.stride() == torch.empty_like(y, memory_format=torch.preserve_format).stride()
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), GEOMETRIES)
+def test_any_kernel(device, kernel, stride, padding, dilation):
+    x = draw(2, 19, 9, 13, device=device).to(memory_format=torch.channels_last)
+    weight, bias = draw(19, 1, *kernel, device=device), draw(19, device=device)
+
+    def run(function):
+        return lambda x, w, b: function(x, w, b, pair(stride), pair(padding), pair(dilation))
+
+    assert_same(run(depthwise_conv2d), run(reference.depthwise_conv2d), x, [weight], [bias])
+
+
+def pair(value):
+    return (value, value) if isinstance(value, int) else value
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [1, 16, 70])
+def test_any_type_and_layout(device, dtype, layout, channels):
+    x = draw(2, channels, 6, 7, dtype=dtype, device=device).to(memory_format=LAYOUTS[layout])
+    weight, bias = (
+        draw(channels, 1, 3, 3, dtype=dtype, device=device),
+        draw(channels, dtype=dtype, device=device),
+    )
+    assert_same(
+        lambda x, w, b: depthwise_conv2d(x, w, b, padding=1),
+        lambda x, w, b: reference.depthwise_conv2d(x, w, b, padding=(1, 1)),
+        x, [weight], [bias],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    ("channels", "group", "side", "band"), [(19, 4, 3, 11), (24, 8, 5, 3), (96, 12, 3, 11), (9, 3, 3, 7)]
+)
+def test_the_inception_mixer(device, dtype, channels, group, side, band):
+    how = {"dtype": dtype, "device": device}
+    x = draw(2, channels, 6, 9, **how).to(memory_format=torch.channels_last)
+    weights = [draw(group, 1, *sides, **how) for sides in ((side, side), (1, band), (band, 1))]
+    biases = [draw(group, **how, seed=number) for number in range(3)]
+    assert_same(inception_dwconv2d, reference.inception_dwconv2d, x, weights, biases)
+
+
+@pytest.mark.parametrize(("channels", "group", "side"), [(19, 4, 3), (8, 8, 7), (70, 65, 3)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_part_of_the_channels(device, channels, group, side, layout):
+    x = draw(2, channels, 7, 5, device=device).to(memory_format=LAYOUTS[layout])
+    weights, biases = [draw(group, 1, side, side, device=device)], [draw(group, device=device)]
+    assert_same(partial_depthwise_conv2d, reference.partial_depthwise_conv2d, x, weights, biases)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(1, 12)),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    move=st.sampled_from([((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((1, 1), (1, 3))]),
+    padding=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    layout=st.sampled_from(list(LAYOUTS)),
+    rows=st.integers(0, 3),
+    columns=st.integers(0, 3),
+)
+def test_any_shape_and_slice(sizes, kernel, move, padding, layout, rows, columns):
+    """The image is a slice of a larger one, and starts anywhere in it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images, channels, height, width = sizes
+    stride, dilation = move
+    if any(
+        side + 2 * pad <= gap * (taps - 1)
+        for side, pad, gap, taps in zip((height, width), padding, dilation, kernel, strict=True)
+    ):
+        return
+    whole = draw(images, channels + 5, height + 3, width + 3, device=device)
+    x = whole.to(memory_format=LAYOUTS[layout])[
+        :, 2 : 2 + channels, rows : rows + height, columns : columns + width
+    ]
+    weight, bias = draw(channels, 1, *kernel, device=device), draw(channels, device=device)
+    assert_same(
+        lambda x, w, b: depthwise_conv2d(x, w, b, stride, padding, dilation),
+        lambda x, w, b: reference.depthwise_conv2d(x, w, b, stride, padding, dilation),
+        x, [weight], [bias],
+    )  # fmt: skip
+
+
+def gradients(operator, x: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:
+    given = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
+    y = operator(*given)
+    return [y.detach(), *torch.autograd.grad(y, given, grad)]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [(0, 0), (3, 4), (7, 8)])
+def test_what_is_no_number_spreads_as_in_pytorch(device, stride, value, place):
+    x = draw(1, 3, 8, 9, device=device).to(memory_format=torch.channels_last)
+    weight = draw(3, 1, 3, 3, device=device)
+    grad = draw(1, 3, *(-(-side // stride) for side in (8, 9)), device=device)
+    for spoilt in (x, grad):
+        kept = spoilt.clone()
+        spoilt[0, 1, min(place[0], spoilt.shape[2] - 1), min(place[1], spoilt.shape[3] - 1)] = value
+        with use_backend("triton"):
+            ours = gradients(lambda x, w: depthwise_conv2d(x, w, stride=stride, padding=1), x, weight, grad)
+        theirs = gradients(
+            lambda x, w: reference.depthwise_conv2d(x, w, None, (stride, stride), (1, 1)), x, weight, grad
+        )
+        for one, other in zip(ours[:2], theirs[:2], strict=True):
+            assert torch.equal(one.isnan(), other.isnan())
+            assert torch.equal(one.isinf(), other.isinf())
+        # Of the weight's gradient the same channel is spoilt, and at the border more of its taps.
+        assert (ours[2].isfinite() <= theirs[2].isfinite()).all()
+        assert torch.equal(ours[2].isfinite().all(dim=(1, 2, 3)), theirs[2].isfinite().all(dim=(1, 2, 3)))
+        spoilt.copy_(kept)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), GEOMETRIES[:3] + GEOMETRIES[8:10])
+def test_nothing_beyond_the_image_is_read_or_written(
+    device, triton, kernel, stride, padding, dilation, layout
+):
+    """Around images, in memory, is what would show in every result."""
+
+    def poisoned(*shape):
+        border = torch.full([size + 4 for size in shape], math.nan, device=device)
+        border = border.to(memory_format=LAYOUTS[layout]) if len(shape) == 4 else border
+        inner = border[tuple(slice(2, -2) for _ in shape)]
+        inner.copy_(draw(*shape))
+        return inner
+
+    x = poisoned(2, 5, 9, 11).requires_grad_()
+    weight = poisoned(5, 1, *kernel).requires_grad_()
+    y = depthwise_conv2d(x, weight, None, stride, padding, dilation)
+    results = [y, *torch.autograd.grad(y, (x, weight), poisoned(*y.shape))]
+    assert all(result.isfinite().all() for result in results)
+
+
+def test_two_runs_are_equal_to_the_bit(device, triton):
+    x = draw(3, 24, 9, 11, device=device).to(memory_format=torch.channels_last)
+    weight, grad = draw(24, 1, 3, 3, device=device), draw(3, 24, 9, 11, device=device)
+    first, second = (
+        gradients(lambda x, w: depthwise_conv2d(x, w, padding=1), x, weight, grad) for _ in range(2)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_no_images(device, triton):
+    x = torch.zeros(0, 8, 6, 6, device=device, requires_grad=True)
+    weights = [
+        torch.ones(2, 1, *sides, device=device, requires_grad=True) for sides in ((3, 3), (1, 5), (5, 1))
+    ]
+    for y in (
+        depthwise_conv2d(x, torch.ones(8, 1, 3, 3, device=device, requires_grad=True), padding=1),
+        inception_dwconv2d(x, weights[0], None, weights[1], None, weights[2], None),
+    ):
+        assert y.shape == x.shape
+        y.sum().backward()
+    assert all(not weight.grad.any() for weight in weights)
+
+
+def test_places_that_32_bits_do_not_count(device, triton):
+    """Two images lie more than 2**31 values apart, of memory that nobody touches."""
+    apart = 2**31 + 2**10
+    storage = torch.empty(apart + 2**12, dtype=torch.bfloat16, device=device)
+
+    def far(*shape):
+        _, channels, _, width = shape
+        return storage.as_strided(shape, (apart, 1, width * channels, channels)).copy_(draw(*shape))
+
+    x = far(2, 8, 6, 7)
+    weight = draw(8, 1, 3, 3, dtype=torch.bfloat16, device=device)
+    near = x.contiguous(memory_format=torch.channels_last)
+    grad = draw(2, 8, 6, 7, dtype=torch.bfloat16, device=device).to(memory_format=torch.channels_last)
+    ours, same = (
+        gradients(lambda x, w: depthwise_conv2d(x, w, padding=1), image, weight, grad) for image in (x, near)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(ours, same, strict=True))
