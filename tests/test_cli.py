@@ -132,7 +132,7 @@ def test_every_field_of_the_config_is_an_option(capsys, trained, tmp_path):
         "model_ema": 0.99, "seed": 9, "checkpoint": "d.pth", "model_args": {"ratio": [1, 2]}, "workers": 3,
         "device": "cpu", "amp": "bf16", "max_bad_images": 0.7, "class_weights": "balanced",
         "ema_buffers": "copy", "freeze": "2 epochs", "patience": 4, "on_nonfinite": "rollback",
-        "pretrained": False, "loader": "images", "channels_last": False, "compile": True,
+        "pretrained": False, "loader": "images", "channels_last": False, "compile": True, "kernels": "torch",
         "grad_checkpointing": True, "sync_bn": True, "local_sgd": 8, "tensorboard": True,
     }  # fmt: skip
     words = []

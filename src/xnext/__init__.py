@@ -5,6 +5,15 @@ Importing the package registers its networks with timm: ``timm.create_model("nex
 
 from xnext._version import __version__
 from xnext.errors import UserError
+from xnext.kernels import accelerate
 from xnext.models import create_model, get_config, list_models, load_checkpoint
 
-__all__ = ["UserError", "__version__", "create_model", "get_config", "list_models", "load_checkpoint"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "accelerate",
+    "create_model",
+    "get_config",
+    "list_models",
+    "load_checkpoint",
+]

@@ -1,10 +1,12 @@
 """Depthwise convolution as fast as memory: operators for any network, by Triton or by PyTorch."""
 
 from xnext.kernels._backend import Backend, use_backend
+from xnext.kernels.accelerate import accelerate
 from xnext.kernels.functional import depthwise_conv2d, inception_dwconv2d, partial_depthwise_conv2d
 
 __all__ = [
     "Backend",
+    "accelerate",
     "depthwise_conv2d",
     "inception_dwconv2d",
     "partial_depthwise_conv2d",

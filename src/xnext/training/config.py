@@ -13,6 +13,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from xnext._types import check_types
 from xnext.data import Augment
 from xnext.errors import UserError, suggest
+from xnext.kernels import Backend
 from xnext.training.schedule import LEARNING_RATES, learning_rate, parse_duration, parse_rate
 
 # The learning rate starts and ends at this share of its peak, unless told otherwise.
@@ -85,6 +86,8 @@ class TrainConfig:
         device: Where to train: auto (a GPU if there is one), cpu or cuda.
         amp: Mixed precision: off, bf16 or fp16 (fp16 needs a GPU).
         channels_last: Keep the channels of images side by side in memory, which depthwise convolutions like.
+        kernels: Who computes depthwise convolutions: auto (this project's kernels where they were measured to
+            be faster), triton (these, or an error), torch.
         compile: Compile the network with torch.compile, which takes a minute before the first step.
         grad_checkpointing: Compute activations again instead of keeping them: less memory, more time.
         sync_bn: Normalise over the batch of all processes, on GPUs.
@@ -145,6 +148,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["off", "bf16", "fp16"] = "off"
     channels_last: bool = True
+    kernels: Backend = "auto"
     compile: bool = False
     grad_checkpointing: bool = False
     sync_bn: bool = False

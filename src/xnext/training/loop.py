@@ -11,6 +11,7 @@ from rich.console import Console
 from xnext._figures import write_figure
 from xnext._processes import is_first
 from xnext.errors import UserError
+from xnext.kernels import use_backend
 from xnext.training.config import TrainConfig
 from xnext.training.distributed import lost_processes
 from xnext.training.interrupts import Interrupts
@@ -68,7 +69,7 @@ def train(
         display = Display(
             console, config.epochs, len(setup.batches.train), setup.task.metrics, setup.accelerator.device
         )
-        with Interrupts() as interrupts, display, lost_processes():
+        with use_backend(config.kernels), Interrupts() as interrupts, display, lost_processes():
             for row in trainer.progress.rows:
                 display.epoch(row, row == trainer.progress.best)
             trainer.train(display, interrupts)

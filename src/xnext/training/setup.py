@@ -20,6 +20,7 @@ from xnext._processes import is_restarted, join
 from xnext.data import ImageData, Preprocessing, absolute_spec, load_data, user_path
 from xnext.errors import UserError
 from xnext.evaluation.complexity import check_image_size, count_macs, count_parameters
+from xnext.kernels import accelerate
 from xnext.models import LoadReport, load_checkpoint
 from xnext.models._registry import create_variant
 from xnext.training.batches import Batches, build_batches
@@ -218,6 +219,8 @@ def _place(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.
         network = convert_sync_batchnorm(network)
     if config.grad_checkpointing:
         network.set_grad_checkpointing(True)  # type: ignore[operator]
+    if config.kernels != "torch":
+        accelerate(network)
     network.to(device)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)

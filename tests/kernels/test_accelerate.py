@@ -1,0 +1,142 @@
+"""Networks whose depthwise convolutions the kernels compute."""
+
+import copy
+import io
+import math
+import pickle
+from itertools import islice
+
+import pytest
+import timm
+import torch
+import torchvision
+from rich.console import Console
+
+import xnext
+from xnext.errors import UserError
+from xnext.kernels import _backend, accelerate, use_backend
+from xnext.training import Run, TrainConfig, train
+from xnext.training.setup import prepare
+from xnext.training.trainer import Trainer
+
+DEBUG = xnext.list_models("*_debug")
+
+
+def depthwise(model: torch.nn.Module) -> set[str]:
+    return {
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
+    }
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_our_networks_compute_the_same(device, name):
+    model = xnext.create_model(name, num_classes=5).to(device).eval()
+    x = torch.randn(1, 3, 16, 16, device=device)
+    before, names, expected = list(model.state_dict()), depthwise(model), model(x)
+    replaced = accelerate(model)
+    assert list(model.state_dict()) == before
+    assert torch.equal(model(x), expected), "auto is PyTorch where nothing was measured"
+    with use_backend("triton"):
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    covered = {name for name in names if any(name == key or name.startswith(f"{key}.") for key in replaced)}
+    assert covered == names and accelerate(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("build", "count", "kinds"),
+    [
+        (lambda: timm.create_model("inception_next_atto"), 12, {"inception"}),
+        (lambda: timm.create_model("convnext_atto"), 12, {"depthwise 7x7"}),
+        (lambda: timm.create_model("efficientnet_b0"), 16, {"depthwise 3x3", "depthwise 5x5"}),
+        (lambda: torchvision.models.mobilenet_v2(), 17, {"depthwise 3x3"}),
+        (lambda: timm.create_model("resnet18"), 0, set()),
+        (lambda: xnext.create_model("convnext_debug", mixer="partial", kernel_size=3), 5, {"partial"}),
+        (lambda: xnext.create_model("inceptionnext_debug", bands="sequential"), 15, None),
+    ],
+    ids=["inception_next", "convnext", "efficientnet", "mobilenet", "resnet", "partial", "sequential"],
+)  # fmt: skip
+def test_any_network(build, count, kinds):
+    replaced = accelerate(build())
+    assert len(replaced) == count
+    assert kinds is None or set(replaced.values()) == kinds
+
+
+def test_layers_that_are_no_plain_depthwise_convolutions_stay():
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 8, 3, groups=4),
+        torch.nn.Conv2d(4, 4, 3, groups=2),
+        torch.nn.Conv2d(4, 4, 3, groups=4, padding="same"),
+        torch.nn.Conv2d(4, 4, 3, groups=4, padding=1, padding_mode="reflect"),
+        torch.nn.Conv2d(1, 1, 3),
+        timm.create_model("tf_efficientnet_b0").blocks[1][0].conv_dw,
+    )
+    assert accelerate(layers) == {}
+
+
+def test_copies_pickles_and_hooks_go_on(device):
+    model = xnext.create_model("convnext_debug").to(device).eval()
+    accelerate(model)
+    x, seen = torch.randn(1, 3, 32, 32, device=device), []
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+    model.stages[0].blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    model(x)
+    assert seen
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(**changes) -> TrainConfig:
+        plain = {"data": "digits", "output": tmp_path / "run", "device": "cpu", "batch_size": 4, "epochs": 1}
+        return TrainConfig(**plain | changes)
+
+    return make
+
+
+def first_losses(config: TrainConfig, steps: int) -> list[float]:
+    setup = prepare(config)
+    trainer = Trainer(setup, Run(config.output))
+    setup.freeze(False, 0)
+    setup.batches.order.set_epoch(1)
+    with use_backend(config.kernels):
+        return [
+            trainer._step(images, labels).loss.item()
+            for images, labels, _ in islice(setup.batches.train, steps)
+        ]
+
+
+def assert_same_way(config, model: str, steps: int) -> None:
+    """Gradients that are zero but for rounding are steps of full length for Adam: hence SGD."""
+    options = {"model": model, "image_size": 16, "optimizer": "sgd", "lr": 0.01}
+    plain = first_losses(config(**options, kernels="torch"), steps)
+    ours = first_losses(config(**options, kernels="triton"), steps)
+    assert all(map(math.isfinite, plain)) and len(ours) == steps
+    assert ours == pytest.approx(plain, rel=1e-3)
+
+
+# A step of the others takes a quarter to half a minute where Triton is interpreted.
+_STEPS = {model: 50 if torch.cuda.is_available() else 4 for model in DEBUG}
+_STEPS |= {"inceptionnext_debug": 50, "xception_debug": 50}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", DEBUG)
+def test_a_long_training_goes_the_same_way(config, model):
+    assert_same_way(config, model, _STEPS[model])
+
+
+def test_training_asks_whom_it_was_told(config, monkeypatch):
+    """With triton the first layer that cannot be computed ends it in a line; with torch none is replaced."""
+    monkeypatch.setattr(_backend, "INTERPRETED", False)
+    quiet = Console(file=io.StringIO())
+    with pytest.raises(UserError, match="backend triton: cpu is no NVIDIA or AMD GPU"):
+        train(config(model="convnext_debug", kernels="triton"), quiet)
+    assert not config(model="convnext_debug").output.exists()
+    replaced = {
+        kernels: accelerate(prepare(config(model="convnext_debug", kernels=kernels)).network)
+        for kernels in ("auto", "torch")
+    }
+    assert len(replaced["torch"]) == 5 and not replaced["auto"], "which had replaced them already"
