@@ -5,7 +5,7 @@ Importing the package registers its networks with timm: ``timm.create_model("nex
 
 from xnext._version import __version__
 from xnext.errors import UserError
-from xnext.kernels import accelerate
+from xnext.kernels import accelerate, fuse
 from xnext.models import create_model, get_config, list_models, load_checkpoint
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "create_model",
+    "fuse",
     "get_config",
     "list_models",
     "load_checkpoint",

@@ -1,0 +1,253 @@
+"""A network for inference with fewer passes over memory: norms folded, activations inside convolutions."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from xnext.errors import UserError
+from xnext.kernels.accelerate import FusedInceptionDWConv2d, FusedPartialDWConv2d, accelerate
+from xnext.models._network import Network
+from xnext.models.layers import ClassifierHead, SeparableBlock, SeparableConv2d, SqueezeExcite
+from xnext.models.metanext import MetaNeXtBlock
+
+Activation = Literal["none", "relu", "gelu"]
+
+_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+_NAMES: dict[type, Activation] = {nn.ReLU: "relu", nn.GELU: "gelu"}
+
+
+class FusedConv2d(nn.Conv2d):
+    """A convolution and what follows it place by place, in one call where PyTorch's CPU library has it.
+
+    Elsewhere, and where a graph is recorded for a compiler or an export, it is a convolution and an
+    activation.
+
+    Args:
+        conv: The convolution, whose weights are copied.
+        activation: What follows.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: Activation = "none"):
+        super().__init__(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+            conv.groups, bias=True, device=conv.weight.device, dtype=conv.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            self.weight.copy_(conv.weight)
+            self.bias.zero_() if conv.bias is None else self.bias.copy_(conv.bias)  # type: ignore[union-attr]
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        if self.activation == "none" or not _is_plain_cpu(x):
+            return _ACTIVATIONS[self.activation](super().forward(x))
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, self.activation,
+            [], "none" if self.activation == "gelu" else "",
+        )  # fmt: skip
+
+
+class FusedMixer(nn.Module):
+    """A mixer of a part of the channels: in one pass by Triton, or written into a copy on a CPU.
+
+    Args:
+        mixer: One that ``accelerate`` has taken.
+        convs: Its convolutions, each for the next group of channels at the end.
+    """
+
+    def __init__(self, mixer: nn.Module, convs: Sequence[nn.Module]):
+        super().__init__()
+        self.mixer = mixer
+        self._names = [name for conv in convs for name, inner in mixer.named_children() if inner is conv]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix (B, C, H, W) over space to the same shape."""
+        if not _is_plain_cpu(x):
+            return self.mixer(x)
+        convs: list[Any] = [self.mixer.get_submodule(name) for name in self._names]
+        y = x.clone()
+        first = x.shape[1] - sum(conv.in_channels for conv in convs)
+        for conv in convs:
+            part = slice(first, first + conv.in_channels)
+            y[:, part] = conv(x[:, part])
+            first += conv.in_channels
+        return y
+
+
+def _fuse_mixer(mixer: Any) -> nn.Module:
+    """Return a mixer that takes no more passes than it must."""
+    accelerate(mixer)
+    if isinstance(mixer, FusedInceptionDWConv2d):
+        return FusedMixer(mixer, [mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h])
+    if isinstance(mixer, FusedPartialDWConv2d):
+        return FusedMixer(mixer, [mixer.conv])
+    return mixer
+
+
+class FusedMetaNeXtBlock(nn.Module):
+    """A MetaNeXt block whose norm and LayerScale are in its pointwise convolutions."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        self.mixer = _fuse_mixer(block.mixer)
+        fc2 = copy.deepcopy(block.mlp.fc2)
+        if block.gamma is not None:
+            with torch.no_grad():
+                fc2.weight.mul_(block.gamma.reshape(-1, 1, 1, 1))
+                fc2.bias.mul_(block.gamma)
+        self.layers = nn.Sequential(*fuse_layers([block.norm, block.mlp.fc1, block.mlp.act, fc2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        return _add(self.layers(self.mixer(x)), x)
+
+
+class FusedSeparableBlock(nn.Module):
+    """A block of separable convolutions; squeeze-and-excitation and the shortcut take one pass together."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        layers = list(block.layers)
+        last = layers.pop() if isinstance(layers[-1], SqueezeExcite) else None
+        self.layers = nn.Sequential(*fuse_layers(layers))
+        self.scale: nn.Module | None = None
+        if isinstance(last, SqueezeExcite):
+            pooled = [nn.AdaptiveAvgPool2d(1), last.fc1, last.norm, last.act, last.fc2, nn.Sigmoid()]
+            self.scale = nn.Sequential(*fuse_layers(pooled))
+        self.shortcut = nn.Sequential(*fuse_layers([block.shortcut])) if block.residual else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        branch = self.layers(x)
+        if self.shortcut is None:
+            return branch if self.scale is None else branch * self.scale(branch)
+        if self.scale is None:
+            return _add(branch, self.shortcut(x))
+        return torch.addcmul(self.shortcut(x), branch, self.scale(branch))
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Return a copy of a network that infers the same in fewer passes over memory.
+
+    Batch norm is folded into the convolution before it, or into the one after it if that has no padding, and
+    LayerScale into the second pointwise convolution. On a CPU activations run inside the convolution before
+    them.
+
+    Args:
+        model: A network of this project.
+
+    Returns:
+        A network in evaluation mode, to be called, exported and compiled like any other. It cannot be
+        trained, and its weights have other names.
+
+    Raises:
+        UserError: It is another network.
+    """
+    if not isinstance(model, Network):
+        raise UserError(f"fuse takes networks of xnext.create_model, not {type(model).__name__}")
+    return _fuse_children(copy.deepcopy(model).eval()).requires_grad_(False)
+
+
+def _fuse_children(module: nn.Module) -> nn.Module:
+    """Replace what can be fused below a module."""
+    for name, child in module.named_children():
+        if isinstance(child, MetaNeXtBlock):
+            setattr(module, name, FusedMetaNeXtBlock(child))
+        elif isinstance(child, SeparableBlock):
+            setattr(module, name, FusedSeparableBlock(child))
+        elif isinstance(child, nn.Sequential) and not any(_holds_blocks(inner) for inner in child.modules()):
+            setattr(module, name, nn.Sequential(*fuse_layers([child])))
+        elif not isinstance(child, ClassifierHead):
+            _fuse_children(child)
+    return module
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    return isinstance(module, MetaNeXtBlock | SeparableBlock)
+
+
+def fuse_layers(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return layers that compute the same one after the other as these do, and are fewer."""
+    fused: list[nn.Module] = []
+    for layer in _flatten(layers):
+        last = fused[-1] if fused else None
+        if isinstance(last, FusedConv2d) and last.activation == "none":
+            if isinstance(layer, nn.BatchNorm2d):
+                _fold_after(last, layer)
+                continue
+            if type(layer) in _NAMES and getattr(layer, "approximate", "none") == "none":
+                last.activation = _NAMES[type(layer)]
+                continue
+        if (
+            isinstance(layer, nn.Conv2d)
+            and layer.padding_mode == "zeros"
+            and not isinstance(layer.padding, str)
+        ):
+            conv = FusedConv2d(layer)
+            if isinstance(last, nn.BatchNorm2d) and not any(map(int, layer.padding)):
+                _fold_before(fused.pop(), conv)
+            fused.append(conv)
+        else:
+            fused.append(layer)
+    return fused
+
+
+def _flatten(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return all layers in the order in which they run, without those that do nothing in inference."""
+    flat: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.Sequential):
+            flat += _flatten(list(layer))
+        elif isinstance(layer, SeparableConv2d):
+            flat += _flatten([layer.conv_dw, layer.act, layer.conv_pw])
+        elif not isinstance(layer, nn.Identity | nn.Dropout | DropPath):
+            flat.append(layer)
+    return flat
+
+
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return the factor and the offset of a batch norm in evaluation, float64 [C]."""
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.double()
+    offset = -norm.running_mean.double() * factor
+    return factor, offset if norm.bias is None else offset + norm.bias.double()
+
+
+@torch.no_grad()
+def _fold_after(conv: Any, norm: nn.Module) -> None:
+    """Let a convolution do what the batch norm after it does."""
+    factor, offset = _affine(norm)
+    conv.weight.copy_(conv.weight.double() * factor.reshape(-1, 1, 1, 1))
+    conv.bias.copy_(conv.bias.double() * factor + offset)
+
+
+@torch.no_grad()
+def _fold_before(norm: nn.Module, conv: Any) -> None:
+    """Let a convolution without padding do what the batch norm before it does."""
+    factor, offset = (values.reshape(conv.groups, 1, -1, 1, 1) for values in _affine(norm))
+    weight = conv.weight.double().reshape(conv.groups, -1, *conv.weight.shape[1:])
+    conv.bias.add_((weight * offset).sum(dim=(2, 3, 4)).flatten())
+    conv.weight.copy_((weight * factor).reshape(conv.weight.shape))
+
+
+def _add(x: Tensor, other: Tensor) -> Tensor:
+    """Return the sum, in the memory of the first where nobody records what happens to it."""
+    return x.add_(other) if _is_plain_cpu(x) else x + other
+
+
+def _is_plain_cpu(x: Tensor) -> bool:
+    """Return whether a call is a plain inference on a CPU, in a type that its library's fused calls have."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+    )

@@ -1,0 +1,135 @@
+"""Fused networks infer the same in fewer passes."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import xnext
+from xnext.errors import UserError
+from xnext.kernels import use_backend
+from xnext.kernels.fuse import FusedConv2d, fuse_layers
+
+NETWORKS = [(name, {}) for name in xnext.list_models("*_debug")] + [
+    ("inceptionnext_debug", {"bands": "sequential"}), ("inceptionnext_debug", {"branches": ("square",)}),
+    ("inceptionnext_debug", {"output_stride": 8}), ("inceptionnext_debug", {"layer_scale": 0}),
+    ("convnext_debug", {"mixer": "partial", "kernel_size": 3}), ("convnext_debug", {"norm": "batch"}),
+    ("convnext_debug", {"mixer": "attention", "num_heads": 8}), ("xception_debug", {"residual": False}),
+    ("xception_debug", {"inner_act": "relu"}), ("xception_debug", {"segments": 4}),
+    ("nexception_debug", {"act": "elu"}), ("nexception_debug", {"pool": "max", "squeeze_excite": False}),
+]  # fmt: skip
+
+
+def trained(name: str, **options) -> nn.Module:
+    """Return a network in which everything that is folded counts."""
+    model = xnext.create_model(name, num_classes=7, drop_rate=0.1, drop_path_rate=0.1, **options).eval()
+    generator = torch.Generator().manual_seed(1)
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and value.dim() == 1:
+            low = 0.5 if key.endswith("running_var") or key.endswith("weight") else -0.5
+            value.copy_(torch.rand(value.shape, generator=generator) + low)
+    return model
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+
+
+@pytest.mark.parametrize(("name", "options"), NETWORKS, ids=str)
+def test_every_network_infers_the_same(name, options):
+    model, x = trained(name, **options), torch.randn(3, 3, 33, 40)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fused = xnext.fuse(model)
+    exact = copy.deepcopy(model).double()(x.double()).detach()
+    for image in (x, x.to(memory_format=torch.channels_last)):
+        with torch.inference_mode():
+            short = fused(image)
+        with torch.no_grad():
+            kept = fused(image.clone())
+        recorded = fused(image)
+        for y in (short, kept, recorded):
+            assert float((y.double() - exact).norm() / exact.norm()) < 1e-5
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    assert not fused.training and not any(parameter.requires_grad for parameter in fused.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("inceptionnext_debug", 0), ("xception_debug", 0),
+        ("nexception_debug", 1),  # of the stem, before a convolution with padding
+        ("nexception_tp_debug", 1),  # of the head, after the pooling
+    ],
+)  # fmt: skip
+def test_norms_are_folded_where_padding_allows(name, left):
+    model = trained(name)
+    assert norms(model) > 5 and norms(xnext.fuse(model)) == left
+
+
+def test_layers_become_fewer():
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Identity(), nn.Dropout(),
+        nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 8, 2, groups=4), nn.GELU(), nn.GELU(),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 4, 3, padding=1), nn.GELU(approximate="tanh"),
+    ]  # fmt: skip
+    plain = nn.Sequential(*layers).eval()
+    for norm in (layers[1], layers[5], layers[9]):
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    fused = nn.Sequential(*fuse_layers([plain]))
+    kinds = [type(layer) for layer in fused]
+    assert kinds == [FusedConv2d, FusedConv2d, nn.GELU, nn.BatchNorm2d, FusedConv2d, nn.GELU]
+    assert [layer.activation for layer in fused if isinstance(layer, FusedConv2d)] == ["relu", "gelu", "none"]
+    x = torch.randn(2, 3, 9, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused.eval()(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+def test_it_uses_the_one_call_that_the_library_has(monkeypatch):
+    calls = []
+    fused, x = xnext.fuse(trained("inceptionnext_debug")), torch.randn(1, 3, 32, 32)
+    forward = FusedConv2d._conv_forward
+    monkeypatch.setattr(FusedConv2d, "_conv_forward", lambda *inputs: calls.append(1) or forward(*inputs))
+    fused(x)
+    recorded = len(calls)
+    with torch.inference_mode():
+        fused(x)
+    with_activation = sum(m.activation != "none" for m in fused.modules() if isinstance(m, FusedConv2d))
+    assert with_activation == 5 and len(calls) - recorded == recorded - with_activation
+
+
+@pytest.mark.parametrize("name", ["inceptionnext_debug", "nexception_debug"])
+def test_exports_and_compiles_like_any_other(name):
+    fused, x = xnext.fuse(trained(name)), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = fused(x)
+        program = torch.export.export(fused, (x,))
+        assert not [node for node in program.graph.nodes if "mkldnn" in str(node.target)]
+        torch.testing.assert_close(program.module()(x), expected, rtol=1e-5, atol=1e-5)
+        torch.compiler.reset()
+        compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_kernels_compute_its_mixers(device):
+    fused, x = xnext.fuse(trained("inceptionnext_debug")).to(device), torch.randn(1, 3, 16, 16, device=device)
+    with use_backend("triton"):
+        y = fused(x)
+    torch.testing.assert_close(y, fused(x), rtol=1e-4, atol=1e-5)
+
+
+def test_bf16(device):
+    model = trained("nexception_debug").to(device)
+    x = torch.randn(2, 3, 32, 32, device=device)
+    with torch.inference_mode():
+        y = xnext.fuse(model.bfloat16())(x.bfloat16())
+        expected = model.float()(x)
+    assert float((y.float() - expected).norm() / expected.norm()) < 5e-2
+
+
+def test_other_networks_are_refused():
+    with pytest.raises(UserError, match=r"fuse takes networks of xnext.create_model, not ResNet"):
+        xnext.fuse(timm.create_model("resnet18"))
