@@ -9,6 +9,7 @@ and the others go on.
 import argparse
 import datetime
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -107,6 +108,33 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def kernels(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the kernels' tests on the device itself, with the last line of what they said."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "slow or not slow",
+        str(ROOT / "tests" / "kernels"),
+    ]
+    command += ["-p", "no:cacheprovider", "--deselect", str(ROOT / "tests/kernels/test_ahead_of_time.py")]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if process.returncode:
+        raise AssertionError(process.stdout[-3000:])
+    return {"tests": process.stdout.strip().splitlines()[-1]}
+
+
+def depthwise(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the operators against PyTorch's."""
+    from benchmarks.depthwise import run, show
+
+    result = run(batch=128, dtype="bf16")
+    show(result)
+    return result
+
+
 def _train(arguments: argparse.Namespace, keep_rows: bool = False, **values: Any) -> dict[str, Any]:
     """Train with these values; return the summary's figures and, if wanted, the last epoch's line."""
     with tempfile.TemporaryDirectory() as folder:
@@ -121,6 +149,8 @@ def _train(arguments: argparse.Namespace, keep_rows: bool = False, **values: Any
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "golden": golden,
     "digits": digits,
+    "kernels": kernels,
+    "depthwise": depthwise,
     "options": options,
     **{part: partial(cifar100, part) for part in CIFAR100_NETWORKS},
 }
