@@ -108,24 +108,24 @@ def first_losses(config: TrainConfig, steps: int) -> list[float]:
         ]
 
 
-def assert_same_way(config, model: str, steps: int) -> None:
-    """Gradients that are zero but for rounding are steps of full length for Adam: hence SGD."""
-    options = {"model": model, "image_size": 16, "optimizer": "sgd", "lr": 0.01}
-    plain = first_losses(config(**options, kernels="torch"), steps)
-    ours = first_losses(config(**options, kernels="triton"), steps)
-    assert all(map(math.isfinite, plain)) and len(ours) == steps
-    assert ours == pytest.approx(plain, rel=1e-3)
-
-
-# A step of the others takes a quarter to half a minute where Triton is interpreted.
-_STEPS = {model: 50 if torch.cuda.is_available() else 4 for model in DEBUG}
-_STEPS |= {"inceptionnext_debug": 50, "xception_debug": 50}
+# Where Triton is interpreted a step takes up to half a minute, so that most networks make few, of few small
+# images. Batch norms of so few values magnify rounding: from about ten steps on PyTorch differs there from
+# itself in another memory layout. With 32 images of 32 pixels it stays within 3e-3 of itself over 50 steps.
+ON_GPU = torch.cuda.is_available()
+STEPS = {model: 50 if ON_GPU or model == "inceptionnext_debug" else 4 for model in DEBUG}
+SIZES = {"image_size": 32, "batch_size": 32} if ON_GPU else {"image_size": 16, "batch_size": 4}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("model", DEBUG)
-def test_a_long_training_goes_the_same_way(config, model):
-    assert_same_way(config, model, _STEPS[model])
+def test_a_training_goes_the_same_way(config, model):
+    """With SGD, since gradients that are zero but for rounding are steps of full length for Adam."""
+    options = {"model": model, "optimizer": "sgd", "lr": 1e-3, "device": "auto", **SIZES}
+    plain = first_losses(config(**options, kernels="torch"), STEPS[model])
+    ours = first_losses(config(**options, kernels="triton"), STEPS[model])
+    assert all(map(math.isfinite, plain)) and len(ours) == STEPS[model]
+    assert ours == pytest.approx(plain, rel=1e-2 if ON_GPU else 1e-4)
 
 
 def test_training_asks_whom_it_was_told(config, monkeypatch):
