@@ -1,6 +1,7 @@
 """`xnext benchmark`: images a second, side by side with the peers."""
 
 import json
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from xnext._files import write_atomic
 from xnext._parser import Parser
 from xnext.cli._common import Verb, at_least, new_table, print_table, watched
 from xnext.errors import UserError
-from xnext.evaluation.throughput import Row, benchmark, describe, to_dict
+from xnext.evaluation.throughput import Row, benchmark, describe
 from xnext.models import get_config
 
 
@@ -57,7 +58,7 @@ def _run(arguments: Namespace) -> int:
     record = describe(device) | {"batch_size": arguments.batch_size, "date": date.today().isoformat()}
     _show(tables, record)
     if arguments.output is not None:
-        record |= {"rows": [to_dict(row) for row in rows]}
+        record |= {"rows": [asdict(row) for row in rows]}
         write_atomic(arguments.output, (json.dumps(record, indent=2) + "\n").encode())
     return 0
 

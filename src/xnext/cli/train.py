@@ -47,7 +47,7 @@ def _train(arguments: Namespace) -> int:
     config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
     resume = arguments.resume is not None
     if resume:
-        if str(config.output) != read_yaml(Run.open(arguments.resume).config).get("output"):
+        if config.output != Path(str(read_yaml(Run.open(arguments.resume).config).get("output"))):
             raise UserError(f"--output {config.output}: a run goes on in its own folder; leave it out")
         config = dataclasses.replace(config, output=arguments.resume)
     elif is_restarted():

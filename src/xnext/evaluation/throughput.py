@@ -4,7 +4,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -141,11 +141,6 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in ("xnext", "torch", "timm")},
     }
-
-
-def to_dict(row: Row) -> dict[str, Any]:
-    """Return a row as what JSON can hold."""
-    return asdict(row)
 
 
 def _stir(model: nn.Module) -> nn.Module:

@@ -1,11 +1,8 @@
 """Which of the two computes an operator: the Triton kernel, or PyTorch."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib import resources
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from xnext.errors import UserError, suggest
 from xnext.kernels._geometry import Geometry
+from xnext.kernels._tiles import read_table
 
 Backend = Literal["auto", "triton", "torch"]
 
@@ -107,8 +105,6 @@ def _least(device: int, geometry: Geometry) -> int | None:
     return _winners(torch.cuda.get_device_capability(device)).get(f"{kernel[0]}x{kernel[1]}x{stride}")
 
 
-@cache
 def _winners(capability: tuple[int, int]) -> dict[str, int]:
     """Return the table of what was measured on such a GPU, by kernel and stride."""
-    text = (resources.files(__package__) / "tiles.json").read_text(encoding="utf-8")
-    return json.loads(text)["winners"].get("{}.{}".format(*capability), {})
+    return read_table()["winners"].get("{}.{}".format(*capability), {})

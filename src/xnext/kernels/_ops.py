@@ -33,15 +33,8 @@ def depthwise_conv2d(
 
 
 @depthwise_conv2d.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    return empty_like(x, _geometry(weight.shape[2:], stride, padding, dilation).output_size(x.shape[2:]))
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, *moves: Sequence[int]) -> Tensor:
+    return empty_like(x, _geometry(weight.shape[2:], *moves).output_size(x.shape[2:]))
 
 
 @torch.library.custom_op("xnext::depthwise_conv2d_backward_input", mutates_args=())
@@ -61,14 +54,7 @@ def backward_input(
 
 
 @backward_input.register_fake
-def _(
-    grad: Tensor,
-    weight: Tensor,
-    size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _(grad: Tensor, weight: Tensor, size: Sequence[int], *moves: Sequence[int]) -> Tensor:
     return empty_like(grad, size)
 
 
@@ -89,14 +75,7 @@ def backward_weight(
 
 
 @backward_weight.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, kernel: Sequence[int], *moves: Sequence[int]) -> tuple[Tensor, Tensor]:
     return x.new_empty((x.shape[1], 1, *kernel)), x.new_empty(x.shape[1])
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from xnext._types import check_types
 
@@ -74,13 +75,17 @@ def find_tile(operation: str, taps_s: int, taps_a: int, stride: int) -> Tile:
 
 
 @cache
+def read_table() -> dict[str, Any]:
+    """Return what was measured and chosen: `tiles.json`."""
+    return json.loads((resources.files(__package__) / "tiles.json").read_text(encoding="utf-8"))
+
+
+@cache
 def _read() -> dict[str, dict[tuple[int, ...], Tile]]:
     """Return the table, by operation, then by taps along, taps across and stride."""
-    text = (resources.files(__package__) / "tiles.json").read_text(encoding="utf-8")
-    table = json.loads(text)["tiles"]
     return {
         operation: {tuple(map(int, size.split("x"))): Tile(**tile) for size, tile in rows.items()}
-        for operation, rows in table.items()
+        for operation, rows in read_table()["tiles"].items()
     }
 
 

@@ -74,9 +74,8 @@ def train(
                 display.epoch(row, row == trainer.progress.best)
             trainer.train(display, interrupts)
     except BaseException:
-        if (
-            trainer.is_new and not resume and is_first()
-        ):  # nothing is lost, and it is in the way of another try
+        # Nothing is lost by it, and it would be in the way of another try.
+        if trainer.is_new and not resume and is_first():
             run.discard()
         raise
     summary = _summarise(setup, trainer)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -398,12 +399,13 @@ class Trainer:
             progress.bad_train, progress.bad_val = self._bad_train.indices, self._bad_val.indices
             values = {f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)}
             values["elapsed"] = self.elapsed
-            state = {"progress": values, "data": self._data(), **self._setup.state_dict()}
+            state = {"progress": values, "data": self._data, **self._setup.state_dict()}
             self._states.save(progress.updates, state)
         self.saved = progress.updates
 
+    @cached_property
     def _data(self) -> dict[str, Any]:
-        """Return what tells these images from others, as far as a state knows them by their places."""
+        """What tells these images from others, as far as a state knows them by their places."""
         data = self._setup.data
         labels = b"".join(np.ascontiguousarray(part.labels).tobytes() for part in (data.train, data.val))
         return {"classes": list(data.classes), "labels": blake2b(labels, digest_size=16).hexdigest()}
@@ -414,7 +416,7 @@ class Trainer:
         Raises:
             UserError: The classes are others; or the images are, and it is not forced.
         """
-        name, now = self._setup.data.name, self._data()
+        name, now = self._setup.data.name, self._data
         if before["classes"] != now["classes"]:
             check_same_classes(name, before["classes"], now["classes"], ("the run", "the data"))
         if before != now and not force:
@@ -451,7 +453,7 @@ class Trainer:
         if state is None:
             return damaged
         self.progress = Progress(**state.pop("progress"))
-        if before != self._data():  # what is known of the images is known by their places
+        if before != self._data:  # what is known of the images is known by their places
             self.progress.bad_train, self.progress.bad_val = [], []
         if self.saved is None:
             self._earlier = self.progress.elapsed
