@@ -17,12 +17,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from xnext.kernels import _tiles, _triton
+from xnext.kernels import _tiles, _triton, _triton_pool
 
 TYPES = {"fp32": 4, "bf16": 2}
 OPERATIONS = {
     "forward": _triton.correlate, "input": _triton.correlate, "weight": _triton.correlate_weight,
-    "mix": _triton.mix,
+    "mix": _triton.mix, "pool": _triton_pool.max_blur, "pool_input": _triton_pool.max_blur_input,
 }  # fmt: skip
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -35,6 +35,10 @@ def constants(operation: str, size: tuple[int, ...], tile: _tiles.Tile, align: i
     if operation == "mix":
         keep = {"KEEP": tile.keep, "BACK": False, "HAS_BIAS": True}
         return common | keep | {"SQUARE": taps_a, "BAND": taps_s}
+    if operation == "pool":
+        return common | {"SAVE": True}
+    if operation == "pool_input":
+        return common
     common |= {"TAPS_S": taps_s, "TAPS_A": taps_a, "STRIDE_S": stride, "STRIDE_A": stride}
     common |= {"DILATION_S": 1, "DILATION_A": 1}
     if operation == "weight":
@@ -48,9 +52,9 @@ def compile_kernel(kernel: Any, values: dict[str, Any], tile: _tiles.Tile, dtype
     signature, known, aligned = {}, dict(values), {}
     for place, name in enumerate(kernel.arg_names):
         if name.endswith("_ptr"):
-            signature[name] = "*fp32" if name == "out_ptr" else f"*{dtype}"
+            signature[name] = {"out_ptr": "*fp32", "code_ptr": "*u8"}.get(name, f"*{dtype}")
             aligned[(place,)] = [["tt.divisibility", 16]]
-        elif name in values or re.fullmatch("[xyg]_c", name):
+        elif name in values or re.fullmatch("([xyg]|dx)_c", name):
             signature[name] = "constexpr"
             known.setdefault(name, 1)  # channels-last
         elif not values.get("KEEP", True) and re.fullmatch("w[012]?_c", name):

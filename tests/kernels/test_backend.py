@@ -9,6 +9,7 @@ from xnext.kernels import (
     _backend,
     depthwise_conv2d,
     inception_dwconv2d,
+    max_blur_pool2d,
     partial_depthwise_conv2d,
     use_backend,
 )
@@ -74,7 +75,6 @@ def test_the_choice_ends_with_its_block():
         (torch.randn(1, 8, 20, 20), torch.randn(8, 1, 13, 3), {}, "kernel 13x3 is larger than 11"),
         (X, WEIGHT, {"stride": 3}, "stride (3, 3) is neither 1 nor 2"),
         (X, WEIGHT, {"stride": (1, 2)}, "stride (1, 2) is neither 1 nor 2"),
-        (torch.randn(1, 8, 9, 9), WEIGHT, {"stride": 2, "dilation": 2}, "goes with no dilation"),
     ],
 )
 def test_triton_raises_where_it_cannot_and_auto_falls_back(x, weight, how, reason):
@@ -107,6 +107,7 @@ def test_without_triton_or_a_gpu_it_says_so(monkeypatch):
         (lambda: depthwise_conv2d(X, WEIGHT, stride=0), "stride 0 must be"),
         (lambda: depthwise_conv2d(X, WEIGHT, dilation=(1, 1, 1)), "dilation (1, 1, 1) must be"),
         (lambda: depthwise_conv2d(X, WEIGHT, dilation=3), "does not fit into the input [2, 8, 6, 6]"),
+        (lambda: max_blur_pool2d(X[:, :, :1]), "needs sides of at least 2, not [2, 8, 1, 6]"),
         (lambda: partial_depthwise_conv2d(X, torch.randn(9, 1, 3, 3)), "than the input [2, 8, 6, 6]"),
         (lambda: partial_depthwise_conv2d(X, torch.randn(4, 1, 3, 5)), "[4, 1, 3, 5] is no square kernel"),
         (lambda: partial_depthwise_conv2d(X, torch.randn(4, 1, 4, 4)), "[4, 1, 4, 4] is no square kernel"),

@@ -1,6 +1,7 @@
 """Fused networks infer the same in fewer passes."""
 
 import copy
+from collections import Counter
 
 import pytest
 import timm
@@ -114,10 +115,29 @@ def test_exports_and_compiles_like_any_other(name):
         torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_kernels_compute_its_mixers(device):
-    fused, x = xnext.fuse(trained("inceptionnext_debug")).to(device), torch.randn(1, 3, 16, 16, device=device)
+@pytest.mark.parametrize(
+    ("name", "used"),
+    [
+        ("inceptionnext_debug", {"mix": 5}),
+        ("xception_debug", {"forward": 14}),
+        ("nexception_debug", {"forward": 14, "max_blur": 3}),
+    ],
+)
+def test_the_kernels_compute_what_they_can(device, monkeypatch, name, used):
+    from xnext.kernels import _launch
+
+    called = Counter()
+
+    def count(operation):
+        plain = getattr(_launch, operation)
+        monkeypatch.setattr(_launch, operation, lambda *a, **k: called.update([operation]) or plain(*a, **k))
+
+    for operation in ("forward", "mix", "max_blur"):
+        count(operation)
+    fused, x = xnext.fuse(trained(name)).to(device), torch.randn(1, 3, 16, 16, device=device)
     with use_backend("triton"):
         y = fused(x)
+    assert called == used
     torch.testing.assert_close(y, fused(x), rtol=1e-4, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from xnext.kernels import (
     depthwise_conv2d,
     inception_dwconv2d,
+    max_blur_pool2d,
     partial_depthwise_conv2d,
     reference,
     use_backend,
@@ -24,7 +25,8 @@ GEOMETRIES = [
     ((3, 3), 1, 1, 1), ((3, 3), 2, 1, 1), ((3, 3), 1, 2, 2), ((5, 5), 1, 2, 1), ((5, 5), 2, (0, 1), 1),
     ((7, 7), 1, 3, 1), ((9, 9), 2, 4, 1), ((1, 11), 1, (0, 5), 1),
     ((11, 1), 1, (5, 0), 1), ((1, 3), 2, (0, 1), 1), ((3, 1), 1, (3, 0), (3, 1)), ((3, 5), 2, (3, 4), 1),
-    ((1, 1), 1, 0, 1), ((2, 4), 1, (1, 0), 1),
+    ((1, 1), 1, 0, 1), ((2, 4), 1, (1, 0), 1), ((3, 3), 2, 2, 2), ((3, 3), 2, 3, 3),
+    ((5, 3), 2, (3, 4), (2, 3)), ((3, 3), 2, (1, 4), 4), ((1, 5), 2, (0, 3), (1, 2)),
 ]  # fmt: skip
 
 
@@ -115,17 +117,17 @@ def test_a_part_of_the_channels(device, channels, group, side, layout):
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(1, 12)),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    move=st.sampled_from([((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((1, 1), (1, 3))]),
+    stride=st.sampled_from([(1, 1), (2, 2)]),
+    dilation=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     padding=st.tuples(st.integers(0, 5), st.integers(0, 5)),
     layout=st.sampled_from(list(LAYOUTS)),
     rows=st.integers(0, 3),
     columns=st.integers(0, 3),
 )
-def test_any_shape_and_slice(sizes, kernel, move, padding, layout, rows, columns):
+def test_any_shape_and_slice(sizes, kernel, stride, dilation, padding, layout, rows, columns):
     """The image is a slice of a larger one, and starts anywhere in it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images, channels, height, width = sizes
-    stride, dilation = move
     if any(
         side + 2 * pad <= gap * (taps - 1)
         for side, pad, gap, taps in zip((height, width), padding, dilation, kernel, strict=True)
@@ -141,6 +143,42 @@ def test_any_shape_and_slice(sizes, kernel, move, padding, layout, rows, columns
         lambda x, w, b: reference.depthwise_conv2d(x, w, b, stride, padding, dilation),
         x, [weight], [bias],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("layout", "sides"), [*zip(LAYOUTS, [(7, 8), (8, 7)], strict=True)])
+def test_max_blur_pooling(device, dtype, layout, sides):
+    x = draw(2, 19, *sides, dtype=dtype, device=device).to(memory_format=LAYOUTS[layout])
+    assert_same(max_blur_pool2d, reference.max_blur_pool2d, x, [], [])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(2, 20), st.integers(2, 12)),
+    layout=st.sampled_from(list(LAYOUTS)),
+    values=st.integers(1, 3),
+)
+def test_max_blur_pooling_of_any_shape_and_of_equal_values(sizes, layout, values):
+    """Where several values are the largest it is PyTorch's choice that has the gradient."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = draw(*sizes, device=device).mul(values).round().to(memory_format=LAYOUTS[layout])
+    assert_same(max_blur_pool2d, reference.max_blur_pool2d, x, [], [])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [(0, 0), (3, 4), slice(None)])
+def test_max_blur_pooling_of_what_is_no_number(device, value, place):
+    x = draw(1, 3, 8, 9, device=device).to(memory_format=torch.channels_last)
+    x[0, 1][place] = value
+    results = []
+    for operator, backend in ((max_blur_pool2d, "triton"), (reference.max_blur_pool2d, "torch")):
+        given = x.detach().requires_grad_()
+        with use_backend(backend):
+            y = operator(given)
+        results.append((y.detach(), *torch.autograd.grad(y, given, draw(*y.shape, device=device))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def gradients(operator, x: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:

@@ -10,6 +10,7 @@ from xnext.kernels import (
     _ops,
     depthwise_conv2d,
     inception_dwconv2d,
+    max_blur_pool2d,
     partial_depthwise_conv2d,
     reference,
 )
@@ -37,6 +38,10 @@ def test_opcheck(device):
     opcheck(_ops.mix, (x, weights, biases))
     opcheck(_ops.mix, (x, weights[:1], []))
     opcheck(_ops.mix_backward_input, (grad, [w.detach() for w in weights]))
+    opcheck(_ops.max_blur_pool2d, (x, True))
+    opcheck(_ops.max_blur_pool2d, (x.detach(), False))
+    codes = _ops.max_blur_pool2d(x, True)[1]
+    opcheck(_ops.max_blur_backward_input, (torch.randn(2, 8, 3, 3, device=device), codes))
 
 
 class Mixed(nn.Module):
@@ -51,7 +56,7 @@ class Mixed(nn.Module):
     def forward(self, x):
         hw, w, h, all_ = self.weights
         x = inception_dwconv2d(x, hw, None, w, None, h, None)
-        return partial_depthwise_conv2d(depthwise_conv2d(x, all_, stride=2, padding=1), hw)
+        return max_blur_pool2d(partial_depthwise_conv2d(depthwise_conv2d(x, all_, stride=2, padding=1), hw))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -74,7 +79,8 @@ def test_export_keeps_them(device, triton):
     network, x = Mixed().to(device).eval(), image(device, 2, 8, 6, 6).detach()
     program = torch.export.export(network, (x,))
     called = {str(node.target) for node in program.graph.nodes}
-    assert {"xnext.depthwise_conv2d.default", "xnext.mix.default"} <= called
+    wanted = {f"xnext.{name}.default" for name in ("depthwise_conv2d", "mix", "max_blur_pool2d")}
+    assert wanted <= called
     assert torch.equal(program.module()(x), network(x))
 
 
@@ -85,6 +91,8 @@ def test_autocast_is_that_of_convolutions(device, triton, dtype):
         y = depthwise_conv2d(x, w, b, padding=1)
         expected = reference.depthwise_conv2d(x, w, b, padding=(1, 1))
         mixed = partial_depthwise_conv2d(x, w[:4], b[:4])
+        pooled = max_blur_pool2d(x)
+        assert pooled.dtype == reference.max_blur_pool2d(x).dtype
     assert y.dtype == expected.dtype == mixed.dtype == dtype
     torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
     y.float().sum().backward()

@@ -2,7 +2,12 @@
 
 from xnext.kernels._backend import Backend, use_backend
 from xnext.kernels.accelerate import accelerate
-from xnext.kernels.functional import depthwise_conv2d, inception_dwconv2d, partial_depthwise_conv2d
+from xnext.kernels.functional import (
+    depthwise_conv2d,
+    inception_dwconv2d,
+    max_blur_pool2d,
+    partial_depthwise_conv2d,
+)
 from xnext.kernels.fuse import fuse
 
 __all__ = [
@@ -11,6 +16,7 @@ __all__ = [
     "depthwise_conv2d",
     "fuse",
     "inception_dwconv2d",
+    "max_blur_pool2d",
     "partial_depthwise_conv2d",
     "use_backend",
 ]

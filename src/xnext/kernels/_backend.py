@@ -47,8 +47,8 @@ def use_backend(backend: Backend) -> Iterator[None]:
         _backend = before
 
 
-def takes_triton(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Return whether the Triton kernel is to compute a depthwise convolution.
+def takes_triton(x: Tensor, weight: Tensor | None, geometry: Geometry) -> bool:
+    """Return whether the Triton kernel is to compute a depthwise convolution, or a pooling without a weight.
 
     Raises:
         UserError: It is asked for and cannot; the line says why.
@@ -61,7 +61,7 @@ def takes_triton(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     return reason is None and (_backend == "triton" or is_faster(x, geometry))
 
 
-def why_not(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+def why_not(x: Tensor, weight: Tensor | None, geometry: Geometry) -> str | None:
     """Return why the Triton kernel cannot compute this, or None if it can."""
     if not HAS_TRITON:
         return "Triton is not installed"
@@ -70,14 +70,12 @@ def why_not(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     dtype = effective_dtype(x)
     if dtype not in DTYPES:
         return f"it has no {str(dtype).removeprefix('torch.')}"
-    if effective_dtype(weight) != dtype:
+    if weight is not None and effective_dtype(weight) != dtype:
         return f"the input is {x.dtype} and the weight {weight.dtype}"
     if max(geometry.kernel) > LARGEST_KERNEL:
         return f"kernel {geometry.kernel[0]}x{geometry.kernel[1]} is larger than {LARGEST_KERNEL}"
     if geometry.stride not in ((1, 1), (2, 2)):
         return f"stride {geometry.stride} is neither 1 nor 2"
-    if geometry.stride != (1, 1) and geometry.dilation != (1, 1):
-        return f"stride {geometry.stride} goes with no dilation, and it is {geometry.dilation}"
     return None
 
 

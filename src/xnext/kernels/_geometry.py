@@ -34,6 +34,10 @@ class Geometry:
         return (1, 0) if self.kernel[0] < self.kernel[1] else (0, 1)
 
 
+MAX_BLUR = Geometry((3, 3), (2, 2), (1, 1))
+"""How the blur of max-blur pooling moves."""
+
+
 def empty_like(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return an empty image of another height and width, in the layout of x."""
     return torch.empty(

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xnext.kernels._geometry import Geometry, Pair, empty_like
+from xnext.kernels._geometry import MAX_BLUR, Geometry, Pair, empty_like
 from xnext.kernels._tiles import find_tile
 from xnext.kernels._triton import correlate, correlate_weight
 from xnext.kernels._triton import mix as mix_kernel
+from xnext.kernels._triton_pool import max_blur as max_blur_kernel
+from xnext.kernels._triton_pool import max_blur_input as max_blur_input_kernel
 
 _SPLITS = 1024
 """Programs that share the strips of a weight gradient; each leaves a sum to be added up."""
@@ -46,10 +48,12 @@ def backward_weight(grad: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor
     size_s, size_a = grad.shape[2 + s], grad.shape[2 + a]
     tile = find_tile("weight", taps_s, taps_a, stride_s)
     block_a, block_c = tile.blocks(channels, size_a)
-    groups = -(-size_s // dilation_s) + -(-taps_s // stride_s) - 1
+    common = gcd(stride_s, dilation_s)
+    phases = dilation_s // common
+    groups = -(-size_s // phases) + -(-taps_s * common // stride_s) - 1
     rows = min(tile.rows, groups)
     strips, tiles = -(-groups // rows), -(-size_a // block_a)
-    items = images * strips * dilation_s * tiles
+    items = images * strips * phases * tiles
     parts, columns = -(-taps_a // tile.part), -(-channels // block_c)
     splits = max(1, min(items, _SPLITS // (parts * columns)))
     sums = x.new_empty((splits, taps_s * taps_a + 1, channels), dtype=torch.float32)
@@ -79,7 +83,8 @@ def _correlate(
     images, channels = y.shape[:2]
     s, a = geometry.axes
     (taps_s, taps_a), (stride_s, stride_a), (pad_s, pad_a), (dilation_s, dilation_a) = _turn(geometry)
-    phases_s, phases_a = dilation_s * (stride_s if back else 1), stride_a if back else 1
+    phases_s = dilation_s // gcd(stride_s, dilation_s) * (stride_s if back else 1)
+    phases_a = stride_a if back else 1
     tile = find_tile("input" if back else "forward", taps_s, taps_a, stride_s)
     length, across = -(-y.shape[2 + s] // phases_s), -(-y.shape[2 + a] // phases_a)
     block_a, block_c = tile.blocks(channels, across)
@@ -143,6 +148,52 @@ def mix(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, back:
             ALIGN=align, WIDE=_is_wide(x, y), BLOCK_A=block_a, BLOCK_C=block_c, num_warps=tile.warps,
         )  # fmt: skip
     return y
+
+
+def max_blur(x: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    """Return x [N, C, H, W] pooled, and which value each maximum is, [N, H, W, C] uint8 or empty."""
+    images, channels, height, width = x.shape
+    y = empty_like(x, MAX_BLUR.output_size((height, width)))
+    codes = x.new_empty((images, height, width, channels) if save else (0,), dtype=torch.uint8)
+    if not y.numel():
+        return y, codes
+    tile = find_tile("pool", 3, 3, 2)
+    block_a, block_c = tile.blocks(channels, y.shape[3])
+    columns, tiles = -(-channels // block_c), -(-y.shape[3] // block_a)
+    rows = tile.strip(y.shape[2], columns * tiles * images)
+    strips = -(-y.shape[2] // rows)
+    align = _alignment(x, y)
+    (x_base, *x_place), (y_base, *y_place) = _place(x, 0, 1, align), _place(y, 0, 1, align)
+    with _on(x):
+        max_blur_kernel[columns, tiles, images * strips](
+            x_base, y_base, codes, channels // align, height, width, *y.shape[2:], *x_place, *y_place,
+            rows, strips, SAVE=save, ALIGN=align, WIDE=_is_wide(x, y, codes),
+            BLOCK_A=block_a, BLOCK_C=block_c, num_warps=tile.warps,
+        )  # fmt: skip
+    return y, codes
+
+
+def max_blur_backward_input(grad: Tensor, codes: Tensor) -> Tensor:
+    """Return the gradient of the image from that of the output and what the forward pass kept."""
+    images, height, width, channels = codes.shape
+    x = empty_like(grad, (height, width))
+    if not x.numel():
+        return x
+    tile = find_tile("pool_input", 3, 3, 2)
+    pairs_h, pairs_w = -(-height // 2), -(-width // 2)
+    block_a, block_c = tile.blocks(channels, pairs_w)
+    columns, tiles = -(-channels // block_c), -(-pairs_w // block_a)
+    rows = tile.strip(pairs_h, columns * tiles * images)
+    strips = -(-pairs_h // rows)
+    align = _alignment(grad, x)
+    (g_base, *g_place), (x_base, *x_place) = _place(grad, 0, 1, align), _place(x, 0, 1, align)
+    with _on(grad):
+        max_blur_input_kernel[columns, tiles, images * strips](
+            g_base, codes, x_base, channels // align, height, width, *grad.shape[2:], *g_place, *x_place,
+            rows, strips, ALIGN=align, WIDE=_is_wide(grad, x, codes),
+            BLOCK_A=block_a, BLOCK_C=block_c, num_warps=tile.warps,
+        )  # fmt: skip
+    return x
 
 
 def _turn(geometry: Geometry) -> tuple[Pair, Pair, Pair, Pair]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xnext.kernels._geometry import Geometry, empty_like
+from xnext.kernels._geometry import MAX_BLUR, Geometry, empty_like
 
 
 def _geometry(kernel: Sequence[int], *pairs: Sequence[int]) -> Geometry:
@@ -149,6 +149,46 @@ def _differentiate_mix(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 mix.register_autograd(_differentiate_mix, setup_context=_save_mix)
 
 
+@torch.library.custom_op("xnext::max_blur_pool2d", mutates_args=())
+def max_blur_pool2d(x: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    """Pool x [N, C, H, W]; if wanted, keep which values the maxima are, for the gradient."""
+    from xnext.kernels import _launch
+
+    return _launch.max_blur(x, save)
+
+
+@max_blur_pool2d.register_fake
+def _(x: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    images, channels, height, width = x.shape
+    shape = (images, height, width, channels) if save else (0,)
+    return empty_like(x, MAX_BLUR.output_size((height, width))), x.new_empty(shape, dtype=torch.uint8)
+
+
+@torch.library.custom_op("xnext::max_blur_pool2d_backward_input", mutates_args=())
+def max_blur_backward_input(grad: Tensor, codes: Tensor) -> Tensor:
+    """Return the gradient of the input of ``max_blur_pool2d``."""
+    from xnext.kernels import _launch
+
+    return _launch.max_blur_backward_input(grad, codes)
+
+
+@max_blur_backward_input.register_fake
+def _(grad: Tensor, codes: Tensor) -> Tensor:
+    return empty_like(grad, codes.shape[1:3])
+
+
+def _save_codes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _differentiate_max_blur(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    return max_blur_backward_input(grad, *ctx.saved_tensors), None
+
+
+max_blur_pool2d.register_autograd(_differentiate_max_blur, setup_context=_save_codes)
+
+
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     """Return a tensor, or a list of them, in another type; anything else as it is."""
     if isinstance(value, list | tuple):
@@ -169,5 +209,5 @@ def _under_autocast(operator: Callable[..., Any], device: str) -> Callable[..., 
 
 _library = torch.library.Library("xnext", "FRAGMENT")
 for _device, _key in (("cuda", "AutocastCUDA"), ("cpu", "AutocastCPU")):
-    for _operator in (depthwise_conv2d, mix):
+    for _operator in (depthwise_conv2d, mix, max_blur_pool2d):
         _library.impl(_operator._qualname, _under_autocast(_operator, _device), _key)

@@ -13,18 +13,30 @@ import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def _common(stride: int, dilation: int) -> int:
+    """The greatest common divisor of a stride of 1 or 2 and a dilation."""
+    return stride if dilation % stride == 0 else 1
+
+
 @triton.jit
 def _begin(phase, pad, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, BACK: tl.constexpr):
-    """Of the output places ``phase``, ``phase + STRIDE`` ...: the first input place, and the first tap.
+    """Of all output places that see the same taps, of which ``phase`` is the first: its first input and tap.
 
     Backwards the taps come from the last to the first, and of stride 2 every other one: an even place of the
-    input is part of other outputs than an odd one.
+    input is part of other outputs than an odd one, and with an even dilation one of the two is part of none.
     """
+    COMMON: tl.constexpr = _common(STRIDE, DILATION)
     if BACK:
-        tap = (phase + pad) % STRIDE
-        last = (TAPS + STRIDE - 1) // STRIDE - 1
-        return (phase + pad - tap) // STRIDE - last * DILATION, tap + last * STRIDE
-    return phase - pad, 0
+        SKIP: tl.constexpr = STRIDE // COMMON
+        LAST: tl.constexpr = (TAPS + SKIP - 1) // SKIP - 1
+        tap = (phase + pad) % SKIP
+        place = phase + pad - tap * DILATION
+        first = place // STRIDE - LAST * (DILATION // COMMON)
+        if COMMON > 1:
+            first = tl.where(place % STRIDE == 0, first, -(2**30))
+        return first, tap + LAST * SKIP
+    return phase * STRIDE - pad, 0
 
 
 @triton.jit
@@ -40,10 +52,10 @@ def _add_column(
     a, first_a, x_size_a, x_a, tap_s, tap_a, w_s, w_a,
     TAPS_S: tl.constexpr, TAPS_A: tl.constexpr, COUNT_S: tl.constexpr, COUNT_A: tl.constexpr,
     RING: tl.constexpr, SKIP_S: tl.constexpr, SKIP_A: tl.constexpr, STEP_S: tl.constexpr,
-    STEP_A: tl.constexpr, DILATION_A: tl.constexpr, NEXT: tl.constexpr, KEEP: tl.constexpr,
+    STEP_A: tl.constexpr, APART_A: tl.constexpr, NEXT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Add to the rows of the ring what one row of input, shifted by tap number i across, brings them."""
-    place = a * STEP_A + i * DILATION_A + first_a
+    place = a * STEP_A + i * APART_A + first_a
     ok = (row_ok & (place >= 0) & (place < x_size_a))[:, None] & c_ok[None, :]
     u = tap_a + NEXT * SKIP_A * i
     if SKIP_A > 1:
@@ -68,6 +80,12 @@ def _add_column(
 
 
 @triton.jit
+def _write(row, y_ptr, place, y_size_s, y_s, ok):
+    """Write a row of the output, if there is such a row."""
+    tl.store(y_ptr + place * y_s, row.to(y_ptr.dtype.element_ty), ok & (place < y_size_s))
+
+
+@triton.jit
 def correlate_strip(
     x_ptr, w_ptr, b_ptr, y_ptr,
     c, c_ok,  # [BLOCK_C] channels of the tile
@@ -86,11 +104,18 @@ def correlate_strip(
     KEEP: tl.constexpr,  # all taps in registers; otherwise they are read from a packed weight each time
 ):  # fmt: skip
     """Make a strip of the output from one image."""
-    # From one tap to the next, and from one output place of a phase to the next.
-    SKIP_S: tl.constexpr = STRIDE_S if BACK else 1
-    SKIP_A: tl.constexpr = STRIDE_A if BACK else 1
-    # From the input of one output place to that of the next.
-    STEP_S: tl.constexpr = 1 if BACK else STRIDE_S
+    COMMON_S: tl.constexpr = _common(STRIDE_S, DILATION_S)
+    COMMON_A: tl.constexpr = _common(STRIDE_A, DILATION_A)
+    # From one tap that an output place sees to the next.
+    SKIP_S: tl.constexpr = STRIDE_S // COMMON_S if BACK else 1
+    SKIP_A: tl.constexpr = STRIDE_A // COMMON_A if BACK else 1
+    # From the input place of the one to that of the other.
+    APART_S: tl.constexpr = DILATION_S // COMMON_S if BACK else DILATION_S
+    APART_A: tl.constexpr = DILATION_A // COMMON_A if BACK else DILATION_A
+    # From one output place of a phase to the next, and as many rows of input that takes.
+    MOVE_S: tl.constexpr = DILATION_S // COMMON_S * (STRIDE_S if BACK else 1)
+    STEP_S: tl.constexpr = 1 if BACK else STRIDE_S // COMMON_S
+    MOVE_A: tl.constexpr = STRIDE_A if BACK else 1
     STEP_A: tl.constexpr = 1 if BACK else STRIDE_A
     COUNT_S: tl.constexpr = (TAPS_S + SKIP_S - 1) // SKIP_S
     COUNT_A: tl.constexpr = (TAPS_A + SKIP_A - 1) // SKIP_A
@@ -112,12 +137,18 @@ def correlate_strip(
     for _ in tl.static_range(RING):
         sums += (zero,)
     x_ptr += (c * x_c)[None, :]
-    out_a = a * SKIP_A + phase_a
+    out_a = a * MOVE_A + phase_a
     y_ptr += (out_a * y_a)[:, None] + (c * y_c)[None, :]
     y_ok = (out_a < y_size_a)[:, None] & c_ok[None, :]
-    for t in range(0, rows + RING - 1):
+    # Rows above the image bring nothing, nor do those below, but what is in the ring is still to be written.
+    end = rows + RING - 1
+    above = tl.maximum(0, APART_S - 1 - first_s) // (APART_S * STEP_S) - start
+    above = tl.minimum(tl.maximum(above, 0), RING - 1)
+    below = (tl.maximum(0, x_size_s - first_s) + APART_S * STEP_S - 1) // (APART_S * STEP_S) - start
+    below = tl.minimum(tl.maximum(below, above), end)
+    for t in range(above, below):
         for p in tl.static_range(STEP_S):
-            row = ((start + t) * STEP_S + p) * DILATION_S + first_s
+            row = ((start + t) * STEP_S + p) * APART_S + first_s
             row_ok = (row >= 0) & (row < x_size_s)
             if KEEP:
                 for i in tl.static_range(COUNT_A):
@@ -125,7 +156,7 @@ def correlate_strip(
                         sums, x_ptr + row * x_s, row_ok, i, p, weights, w_ptr, c_ok,
                         a, first_a, x_size_a, x_a, tap_s, tap_a, w_s, w_a,
                         TAPS_S, TAPS_A, COUNT_S, COUNT_A, RING, SKIP_S, SKIP_A, STEP_S, STEP_A,
-                        DILATION_A, NEXT, KEEP,
+                        APART_A, NEXT, KEEP,
                     )  # fmt: skip
             else:
                 for i in range(COUNT_A + again):
@@ -133,12 +164,14 @@ def correlate_strip(
                         sums, x_ptr + row * x_s, row_ok, i, p, weights, w_ptr, c_ok,
                         a, first_a, x_size_a, x_a, tap_s, tap_a, w_s, w_a,
                         TAPS_S, TAPS_A, COUNT_S, COUNT_A, RING, SKIP_S, SKIP_A, STEP_S, STEP_A,
-                        DILATION_A, NEXT, KEEP,
+                        APART_A, NEXT, KEEP,
                     )  # fmt: skip
         done = start + t - (RING - 1)
-        out = done * (SKIP_S * DILATION_S) + phase_s
-        y = sums[0].to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + out * y_s, y, y_ok & (done >= start) & (out < y_size_s))
+        _write(sums[0], y_ptr, done * MOVE_S + phase_s, y_size_s, y_s, y_ok & (done >= start))
+        sums = sums[1:] + (zero,)
+    for t in range(below, end):
+        done = start + t - (RING - 1)
+        _write(sums[0], y_ptr, done * MOVE_S + phase_s, y_size_s, y_s, y_ok & (done >= start))
         sums = sums[1:] + (zero,)
 
 
@@ -159,7 +192,7 @@ def correlate(
     BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Correlate each channel with its own taps; grid: (tiles of channels, tiles of A, images x strips)."""
-    PHASES_S: tl.constexpr = DILATION_S * (STRIDE_S if BACK else 1)
+    PHASES_S: tl.constexpr = DILATION_S // _common(STRIDE_S, DILATION_S) * (STRIDE_S if BACK else 1)
     PHASES_A: tl.constexpr = STRIDE_A if BACK else 1
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     tile = tl.program_id(1)
@@ -274,11 +307,13 @@ def correlate_weight(
     """Add up what a split of the strips says of each tap, and of the bias.
 
     The grid is (tiles of channels, splits, parts of the taps on A). A strip is of the input here. A group
-    of its rows, as many as the stride, is multiplied with each of the gradient's rows that it is part of,
-    which stay in registers while they are needed. Beyond the border both are zeros, so that an infinite
-    value at the border spoils some more taps of its channel than it has to.
+    of its rows, as many as lie between two outputs, is multiplied with each of the gradient's rows that it
+    is part of, which stay in registers while they are needed. Beyond the border both are zeros, so that an
+    infinite value at the border spoils some more taps of its channel than it has to.
     """
-    RING: tl.constexpr = (TAPS_S + STRIDE_S - 1) // STRIDE_S
+    PHASES_S: tl.constexpr = DILATION_S // _common(STRIDE_S, DILATION_S)
+    STEP_S: tl.constexpr = STRIDE_S // _common(STRIDE_S, DILATION_S)
+    RING: tl.constexpr = (TAPS_S + STEP_S - 1) // STEP_S
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     split = tl.program_id(1)
     part = tl.program_id(2) * PART
@@ -293,34 +328,34 @@ def correlate_weight(
     for number in range(split, items, tl.num_programs(1)):
         item = tl.cast(number, tl.int64) if WIDE else number
         a = item % tiles * BLOCK_A + tl.arange(0, BLOCK_A)
-        strip = item // tiles % (strips * DILATION_S)
-        image = item // (tiles * strips * DILATION_S)
-        phase, start = strip % DILATION_S, strip // DILATION_S * rows
+        strip = item // tiles % (strips * PHASES_S)
+        image = item // (tiles * strips * PHASES_S)
+        phase, start = strip % PHASES_S, strip // PHASES_S * rows
         a_ok = (a < g_size_a)[:, None] & c_ok
         g_row = g_ptr + (g_first + image * g_n) * ALIGN + (a * g_a)[:, None] + (c * g_c)[None, :]
         x_row = x_ptr + (x_first + image * x_n) * ALIGN + (c * x_c)[None, :]
-        size = (g_size_s - phase + DILATION_S - 1) // DILATION_S  # of the phase
+        size = (g_size_s - phase + PHASES_S - 1) // PHASES_S  # of the phase
         ring = ()
         for r in tl.static_range(RING):
             before = start + r - RING
             ok = a_ok & (before >= 0) & (before < size)
-            ring += (tl.load(g_row + (before * DILATION_S + phase) * g_s, ok, 0.0).to(tl.float32),)
+            ring += (tl.load(g_row + (before * PHASES_S + phase) * g_s, ok, 0.0).to(tl.float32),)
         for group in range(start, tl.minimum(start + rows, size + RING - 1)):
             ok = a_ok & (group < size)
-            g = tl.load(g_row + (group * DILATION_S + phase) * g_s, ok, 0.0).to(tl.float32)
+            g = tl.load(g_row + (group * PHASES_S + phase) * g_s, ok, 0.0).to(tl.float32)
             ring = ring[1:] + (g,)
             of_bias += g
             inputs = ()
-            for k in tl.static_range(STRIDE_S * PART):
-                row = (group * STRIDE_S + k // PART) * DILATION_S + phase - pad_s
+            for k in tl.static_range(STEP_S * PART):
+                row = (group * STEP_S + k // PART) * DILATION_S + phase * STRIDE_S - pad_s
                 place = a * STRIDE_A + (part + k % PART) * DILATION_A - pad_a
                 ok = a_ok & ((place >= 0) & (place < x_size_a))[:, None] & (row >= 0) & (row < x_size_s)
                 x = tl.load(x_row + row * x_s + (place * x_a)[:, None], ok, 0.0)
                 inputs += (x.to(tl.float32),)
             added = ()
             for k in tl.static_range(TAPS_S * PART):
-                x = inputs[k // PART % STRIDE_S * PART + k % PART]
-                added += (sums[k] + x * ring[RING - 1 - k // PART // STRIDE_S],)
+                x = inputs[k // PART % STEP_S * PART + k % PART]
+                added += (sums[k] + x * ring[RING - 1 - k // PART // STEP_S],)
             sums = added
     taps = out_ptr + split * (TAPS_S * TAPS_A + 1) * channels * ALIGN + c
     for k in tl.static_range(TAPS_S * PART):

@@ -3,10 +3,17 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from timm.layers import BlurPool2d as TimmBlurPool2d
 from timm.models import inception_next
 from torch import Tensor, nn
 
-from xnext.kernels.functional import depthwise_conv2d, inception_dwconv2d, partial_depthwise_conv2d
+from xnext.kernels.functional import (
+    depthwise_conv2d,
+    inception_dwconv2d,
+    max_blur_pool2d,
+    partial_depthwise_conv2d,
+)
+from xnext.models.layers import BlurPool2d
 from xnext.models.metanext import InceptionDWConv2d, PartialDWConv2d
 
 # Layers change their class and nothing else: hooks, parameters, copies and pickles go on as before.
@@ -46,8 +53,16 @@ class FusedPartialDWConv2d(PartialDWConv2d):
         return partial_depthwise_conv2d(x, self.conv.weight, self.conv.bias)
 
 
+class MaxBlurPool2d(nn.Sequential):
+    """Max pooling and blur pooling in one pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve (B, C, H, W), rounding odd sides up."""
+        return max_blur_pool2d(x)
+
+
 def accelerate(model: nn.Module) -> dict[str, str]:
-    """Let ``xnext.kernels`` compute the depthwise convolutions of any network, in place.
+    """Let ``xnext.kernels`` compute the depthwise convolutions and blur poolings of any network, in place.
 
     Nothing else changes: parameters, their names, hooks and training go on. Who computes them is up to
     ``use_backend``; with ``auto``, and where nothing was measured to be faster, it is PyTorch as before.
@@ -68,9 +83,9 @@ def accelerate(model: nn.Module) -> dict[str, str]:
 
 
 def _outermost(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of a network, but for what is inside a mixer that is taken as a whole."""
+    """Yield the modules of a network, but for what is inside a layer that is taken as a whole."""
     yield name, module
-    if not isinstance(module, FusedInceptionDWConv2d | FusedTimmInceptionDWConv2d | FusedPartialDWConv2d):
+    if not isinstance(module, _OnePass | FusedPartialDWConv2d | MaxBlurPool2d):
         for child, inner in module.named_children():
             yield from _outermost(inner, f"{name}.{child}" if name else child)
 
@@ -110,6 +125,19 @@ def _is_partial(mixer: Any) -> bool:
     return _keeps_size(mixer.conv)
 
 
+def _is_max_blur(layers: Any) -> bool:
+    """Return whether layers are a 3x3 max pooling and a blur of stride 2, of this project or timm's."""
+    if len(layers) != 2 or type(layers[0]) is not nn.MaxPool2d:
+        return False
+    pool, blur = layers
+    sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    if pool.ceil_mode or pool.return_indices or sizes != (3, 1, 1, 1):
+        return False
+    if type(blur) is TimmBlurPool2d:
+        return (blur.filt_size, blur.stride, blur.pad_mode) == (3, 2, "reflect")
+    return type(blur) is BlurPool2d
+
+
 def _describe(module: Any) -> str:
     return "depthwise {}x{}".format(*module.kernel_size)
 
@@ -119,4 +147,5 @@ _LAYERS: tuple[tuple[type, Callable[..., bool], type, Callable[..., str]], ...] 
     (InceptionDWConv2d, _is_inception, FusedInceptionDWConv2d, lambda _: "inception"),
     (inception_next.InceptionDWConv2d, _is_inception, FusedTimmInceptionDWConv2d, lambda _: "inception"),
     (PartialDWConv2d, _is_partial, FusedPartialDWConv2d, lambda _: "partial"),
+    (nn.Sequential, _is_max_blur, MaxBlurPool2d, lambda _: "max-blur pool"),
 )

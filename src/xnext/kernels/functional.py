@@ -8,7 +8,7 @@ from torch import Tensor
 from xnext.errors import UserError
 from xnext.kernels import _ops, reference
 from xnext.kernels._backend import takes_triton
-from xnext.kernels._geometry import Geometry, Pair
+from xnext.kernels._geometry import MAX_BLUR, Geometry, Pair
 
 
 def depthwise_conv2d(
@@ -122,6 +122,26 @@ def partial_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = No
     if takes_triton(x, weight, _same(weight)):
         return _ops.mix(x, [weight], [] if bias is None else [bias])
     return reference.partial_depthwise_conv2d(x, weight, bias)
+
+
+def max_blur_pool2d(x: Tensor) -> Tensor:
+    """Halve an image: 3x3 maxima, then a 1-2-1 blur (Zhang, 2019) of stride 2 over reflected borders.
+
+    Args:
+        x: ``[N, C, H, W]`` with sides of at least 2, its layout as for ``depthwise_conv2d``.
+
+    Returns:
+        ``[N, C, (H + 1) // 2, (W + 1) // 2]``.
+
+    Raises:
+        UserError: As ``depthwise_conv2d``.
+    """
+    check_inputs(x, [], [])
+    if min(x.shape[2:]) < 2:
+        raise UserError(f"max-blur pooling reflects borders and needs sides of at least 2, not {_shape(x)}")
+    if takes_triton(x, None, MAX_BLUR):
+        return _ops.max_blur_pool2d(x, torch.is_grad_enabled() and x.requires_grad)[0]
+    return reference.max_blur_pool2d(x)
 
 
 def check_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:

@@ -10,7 +10,14 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from xnext.errors import UserError
-from xnext.kernels.accelerate import FusedInceptionDWConv2d, FusedPartialDWConv2d, accelerate
+from xnext.kernels.accelerate import (
+    DepthwiseConv2d,
+    FusedInceptionDWConv2d,
+    FusedPartialDWConv2d,
+    MaxBlurPool2d,
+    accelerate,
+)
+from xnext.kernels.functional import depthwise_conv2d
 from xnext.models._network import Network
 from xnext.models.layers import ClassifierHead, SeparableBlock, SeparableConv2d, SqueezeExcite
 from xnext.models.metanext import MetaNeXtBlock
@@ -41,15 +48,23 @@ class FusedConv2d(nn.Conv2d):
             self.weight.copy_(conv.weight)
             self.bias.zero_() if conv.bias is None else self.bias.copy_(conv.bias)  # type: ignore[union-attr]
         self.activation = activation
+        self.is_depthwise = isinstance(conv, DepthwiseConv2d)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
-        if self.activation == "none" or not _is_plain_cpu(x):
-            return _ACTIVATIONS[self.activation](super().forward(x))
+        if not _is_plain_cpu(x):
+            return _ACTIVATIONS[self.activation](self._convolve(x))
+        if self.activation == "none":
+            return super().forward(x)
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, self.activation,
             [], "none" if self.activation == "gelu" else "",
         )  # fmt: skip
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if self.is_depthwise:
+            return depthwise_conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
+        return super().forward(x)
 
 
 class FusedMixer(nn.Module):
@@ -81,7 +96,6 @@ class FusedMixer(nn.Module):
 
 def _fuse_mixer(mixer: Any) -> nn.Module:
     """Return a mixer that takes no more passes than it must."""
-    accelerate(mixer)
     if isinstance(mixer, FusedInceptionDWConv2d):
         return FusedMixer(mixer, [mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h])
     if isinstance(mixer, FusedPartialDWConv2d):
@@ -150,7 +164,9 @@ def fuse(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, Network):
         raise UserError(f"fuse takes networks of xnext.create_model, not {type(model).__name__}")
-    return _fuse_children(copy.deepcopy(model).eval()).requires_grad_(False)
+    fused = copy.deepcopy(model).eval()
+    accelerate(fused)
+    return _fuse_children(fused).requires_grad_(False)
 
 
 def _fuse_children(module: nn.Module) -> nn.Module:
@@ -201,7 +217,9 @@ def _flatten(layers: Sequence[nn.Module]) -> list[nn.Module]:
     """Return all layers in the order in which they run, without those that do nothing in inference."""
     flat: list[nn.Module] = []
     for layer in layers:
-        if isinstance(layer, nn.Sequential):
+        if isinstance(layer, MaxBlurPool2d):
+            flat.append(layer)
+        elif isinstance(layer, nn.Sequential):
             flat += _flatten(list(layer))
         elif isinstance(layer, SeparableConv2d):
             flat += _flatten([layer.conv_dw, layer.act, layer.conv_pw])
