@@ -1,23 +1,21 @@
 """The operators of xnext.kernels against PyTorch's on a GPU: time, and the fraction of the device's roof.
 
-    python -m benchmarks.depthwise [--batch-size 128] [--dtype bf16] [--output benchmarks/results]
+    python -m benchmarks.depthwise [--batch-size N] [--dtype bf16] [--only NAME…] [--output FOLDER]
 
-Of each operation, forward, input gradient and weight gradient are measured in turn: the Triton kernel,
-cuDNN on channels-last images, PyTorch's own kernel on contiguous ones, and what inductor makes of the
-convolution. Inputs rotate through more memory than the cache holds. The device's copy bandwidth and float32
-multiply-adds are measured in the same run; the roof of a row is the larger of its fewest bytes over the one
-and its products over the other.
+Of each operator, forward, input gradient and weight gradient are measured in turn: the Triton kernel, PyTorch
+(cuDNN) on channels-last images and on contiguous ones, and what inductor makes of it. Inputs rotate through
+more memory than the cache holds. The device's copy bandwidth and float32 multiply-adds are measured in the
+same run; the roof of a row is the larger of its fewest bytes over the one and its products over the other.
 """
 
 import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,60 +27,57 @@ from rich.table import Table
 from torch import Tensor
 
 from xnext._files import make_folder, write_atomic
-from xnext.kernels import _ops, reference
-from xnext.kernels._geometry import Geometry
+from xnext._timing import deciles, rotate, time_calls
+from xnext.kernels import use_backend
+from xnext.kernels._operators import OPERATORS, Operator
 
 ROOT = Path(__file__).parents[1]
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-ROTATED = 2**28  # bytes of input that calls go through in turn, more than any cache
 CALLS = 40
-WARM_UP = 5
+GRADIENTS = ("input gradient", "weight gradient")
+
+CASES = [
+    ("3x3 stride 1", 128, 56), ("3x3 stride 1", 728, 19), ("3x3 stride 2", 128, 112),
+    ("1x11 stride 1", 96, 56), ("11x1 stride 1", 96, 56), ("inception 3 11", 96, 56),
+    ("inception 3 11", 384, 14), ("partial 3", 96, 56), ("max-blur", 128, 112), ("max-blur", 256, 56),
+    ("5x5 stride 1", 256, 28), ("7x7 stride 1", 96, 56), ("7x7 stride 1", 384, 14), ("9x9 stride 1", 96, 56),
+]  # fmt: skip
+"""Operators, with channels and side of the image."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """A depthwise convolution: channels, side of the image, kernel, stride."""
+class Way:
+    """Who computes an operator, and on images of which layout."""
 
-    channels: int
-    side: int
-    kernel: tuple[int, int]
-    stride: int = 1
-
-    @property
-    def geometry(self) -> Geometry:
-        """How the kernel moves; it keeps the size, but for the stride."""
-        padding = (self.kernel[0] // 2, self.kernel[1] // 2)
-        return Geometry(self.kernel, (self.stride,) * 2, padding)
-
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
-        kernel = f"{self.kernel[0]}x{self.kernel[1]}"
-        return (
-            f"{kernel}{f' stride {self.stride}' if self.stride > 1 else ''}, {self.channels} x {self.side}²"
-        )
+    name: str
+    backend: Any
+    layout: torch.memory_format = torch.channels_last
+    compiled: bool = False
 
 
-CASES = (
-    Case(128, 56, (3, 3)), Case(728, 19, (3, 3)), Case(128, 112, (3, 3), 2),
-    Case(96, 56, (1, 11)), Case(96, 56, (11, 1)),
-    Case(256, 28, (5, 5)), Case(96, 56, (7, 7)), Case(384, 14, (7, 7)), Case(96, 56, (9, 9)),
-)  # fmt: skip
+WAYS = (
+    Way("xnext", "triton"),
+    Way("cuDNN", "torch"),
+    Way("PyTorch", "torch", torch.contiguous_format),
+    Way("inductor", "torch", compiled=True),
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way of one operation: milliseconds and the fraction of the roof."""
+    """A way of one operation: milliseconds, and the fraction of the roof; error relative to float32."""
 
     case: str
     operation: str
     way: str
+    layout: str
     median: float
     p10: float
     p90: float
     roof: float
     fraction: float
     error: float
+    memory_mib: int
 
 
 @triton.jit
@@ -99,114 +94,137 @@ def _multiply_add(out_ptr, times, BLOCK: tl.constexpr):  # noqa: N803
     tl.store(out_ptr + place, a + b + c + d)
 
 
-def time_calls(call: Callable[[], Any], calls: int = CALLS) -> list[float]:
-    """Return the milliseconds of each call, by events of the device."""
-    for _ in range(WARM_UP):
-        call()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
-    for begin, end in events:
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return [begin.elapsed_time(end) for begin, end in events]
-
-
-def ceilings() -> dict[str, float]:
+def ceilings(device: torch.device) -> dict[str, float]:
     """Measure the bytes a second of a large copy, read and written, and the multiply-adds a second."""
-    source = torch.randn(2**28, device="cuda")
+    source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)
-    copy = statistics.median(time_calls(lambda: target.copy_(source)))
+    copy = statistics.median(time_calls(lambda: target.copy_(source), device, CALLS))
     programs, block, times = 2**15, 1024, 2048
-    out = torch.empty(programs * block, device="cuda")
-    products = statistics.median(time_calls(lambda: _multiply_add[(programs,)](out, times, BLOCK=block)))
+    out = torch.empty(programs * block, device=device)
+    products = statistics.median(
+        time_calls(lambda: _multiply_add[(programs,)](out, times, BLOCK=block), device, CALLS)
+    )
     return {
-        "bytes_per_second": 2 * source.nbytes / copy * 1e3,
-        "multiply_adds_per_second": 4.0 * times * programs * block / products * 1e3,
+        "bytes_per_second": 2 * source.nbytes / copy,
+        "multiply_adds_per_second": 4.0 * times * programs * block / products,
     }
 
 
-def operations(case: Case) -> dict[str, dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
-    """Return each way of forward, input gradient and weight gradient of (image, weight, gradient)."""
-    moves = case.geometry.stride, case.geometry.padding, case.geometry.dilation
-    groups = case.channels
-
-    def backward(x: Tensor, w: Tensor, g: Tensor, which: list[bool]) -> Tensor:
-        results = torch.ops.aten.convolution_backward(g, x, w, None, *moves, False, [0, 0], groups, which)
-        return results[which.index(True)]
-
-    def stock(mask: list[bool] | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        if mask is None:
-            return lambda x, w, g: reference.depthwise_conv2d(x, w, None, *moves)
-        return lambda x, w, g: backward(x, w, g, mask)
-
-    ours: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-        "forward": lambda x, w, g: _ops.depthwise_conv2d(x, w, None, *moves),
-        "input gradient": lambda x, w, g: _ops.backward_input(g, w, x.shape[2:], *moves),
-        "weight gradient": lambda x, w, g: _ops.backward_weight(g, x, w.shape[2:], *moves)[0],
-    }
-    masks = {"forward": None, "input gradient": [True, False, False], "weight gradient": [False, True, False]}
-    return {
-        name: {
-            "xnext": ours[name],
-            "cudnn, channels-last": stock(mask),
-            "pytorch, contiguous": stock(mask),
-            "inductor, channels-last": torch.compile(stock(mask)),
-        }
-        for name, mask in masks.items()
-    }
+def roof(x: Tensor, y: Tensor, weights: list[Tensor], operation: str, limits: dict[str, float]) -> float:
+    """Return the seconds that an operation takes at least: it reads and writes two images once."""
+    bytes_: float = x.nbytes + y.nbytes
+    if operation == GRADIENTS[1]:  # to which channels that only pass bring nothing
+        bytes_ *= sum(map(len, weights)) / x.shape[1]
+    if not weights and operation in GRADIENTS:
+        bytes_ += x.numel()  # which of nine values a maximum is, in a byte
+    products = y.shape[0] * y.shape[2] * y.shape[3] * sum(weight.numel() for weight in weights)
+    return max(bytes_ / limits["bytes_per_second"], products / limits["multiply_adds_per_second"])
 
 
-def roof(case: Case, operation: str, batch: int, size: int, limits: dict[str, float]) -> float:
-    """Return the milliseconds that an operation takes at least."""
-    height, width = case.geometry.output_size((case.side, case.side))
-    image, output = batch * case.channels * case.side**2, batch * case.channels * height * width
-    bytes_ = size * (image + output)
-    products = output * case.kernel[0] * case.kernel[1]
-    return 1e3 * max(bytes_ / limits["bytes_per_second"], products / limits["multiply_adds_per_second"])
+class Task:
+    """One operation of an operator on images of one shape, in one way.
+
+    Args:
+        operator: What is computed.
+        operation: Of it: forward, or one of the gradients.
+        way: How.
+        shape: [N, C, H, W].
+        how: Device and type.
+    """
+
+    def __init__(
+        self, operator: Operator, operation: str, way: Way, shape: tuple[int, ...], how: dict[str, Any]
+    ):
+        self.way, self.operation, self.shape = way, operation, shape
+        generator = torch.Generator(how["device"]).manual_seed(0)
+        self.draw = lambda shape: torch.randn(shape, generator=generator, **how)
+        self.weights = [self.draw(size) for size in operator.shapes(shape[1])]
+        self.call = torch.compile(operator.call) if way.compiled else operator.call
+
+    def image(self, shape: tuple[int, ...]) -> Tensor:
+        """Return a random image."""
+        return self.draw(shape).to(memory_format=self.way.layout)
+
+    def inputs(self) -> list[Tensor]:
+        """Return an image; for a gradient also output, its gradient, and what to differentiate by."""
+        x = self.image(self.shape)
+        if self.operation == "forward":
+            return [x]
+        weights = [weight.detach() for weight in self.weights]
+        targets = [x] if self.operation == GRADIENTS[0] else weights
+        for target in targets:
+            target.requires_grad_()
+        y = self.call(x, *weights)
+        return [x, y, self.image(tuple(y.shape)), *targets]
+
+    def compute(self, x: Tensor, *graph: Tensor) -> list[Tensor]:
+        """Return what the operation results in."""
+        if self.operation == "forward":
+            return [self.call(x, *self.weights)]
+        y, grad, *targets = graph
+        return list(torch.autograd.grad(y, targets, grad, retain_graph=True))
+
+    def compute_exactly(self, x: Tensor, *graph: Tensor) -> list[Tensor]:
+        """Return that for the same values in float32."""
+        x, weights = x.detach().float(), [weight.float() for weight in self.weights]
+        targets = [x] if self.operation == GRADIENTS[0] else weights
+        for target in targets:
+            target.requires_grad_(self.operation != "forward")
+        with use_backend("torch"):
+            y = self.call(x, *weights)
+        return list(torch.autograd.grad(y, targets, graph[1].float())) if graph else [y]
 
 
-def measure(case: Case, batch: int, dtype: torch.dtype, limits: dict[str, float]) -> Iterator[Row]:
-    """Yield a row for each way of each operation of a case."""
-    height, width = case.geometry.output_size((case.side, case.side))
-    shape = (batch, case.channels, case.side, case.side)
-    one = batch * case.channels * case.side**2 * dtype.itemsize
-    inputs = [
-        [
-            torch.randn(size, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
-            for size in (shape, (*shape[:2], height, width))
-        ]
-        for _ in range(max(2, -(-ROTATED // one)))
+def measure(operator: Operator, shape: tuple[int, ...], how: dict[str, Any], limits: dict) -> Iterator[Row]:
+    """Yield a row for each way of each operation."""
+    operations = ("forward", *GRADIENTS) if operator.shapes(shape[1]) else ("forward", GRADIENTS[0])
+    for operation in operations:
+        for way in WAYS:
+            torch.compiler.reset()
+            with use_backend(way.backend):
+                yield _measure(operator, Task(operator, operation, way, shape, how), limits)
+
+
+def _measure(operator: Operator, task: Task, limits: dict[str, float]) -> Row:
+    """Return the row of one task."""
+    case = f"{operator.name}, {task.shape[1]} x {task.shape[2]}²"
+    inputs = task.inputs()
+    device = inputs[0].device
+    pairs = zip(task.compute(*inputs), task.compute_exactly(*inputs), strict=True)
+    error = max(float((ours - exact).norm() / exact.norm()) for ours, exact in pairs)
+    if not error < 2e-2:
+        raise AssertionError(f"{case}, {task.operation}, {task.way.name}: {error:.2g} off")
+    turn = rotate(task.inputs, device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = time_calls(lambda: task.compute(*turn()), device, CALLS)
+    peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
+    p10, median, p90 = (1e3 * time for time in deciles(times))
+    with torch.no_grad(), use_backend("torch"):
+        y = operator.call(inputs[0], *task.weights)
+    least = 1e3 * roof(inputs[0], y, task.weights, task.operation, limits)
+    layout = "NHWC" if task.way.layout == torch.channels_last else "NCHW"
+    fraction = least / median
+    return Row(
+        case, task.operation, task.way.name, layout, median, p10, p90, least, fraction, error, peak >> 20
+    )
+
+
+def run(batch: int, dtype: str, device: str = "cuda", only: list[str] | None = None) -> dict[str, Any]:
+    """Measure all cases, or those of some operators; return the figures with the device and the versions."""
+    # A graph is gone through many times, which inductor must know when it reuses memory.
+    torch._functorch.config.donated_buffer = False
+    limits = ceilings(torch.device(device))
+    how = {"device": device, "dtype": TYPES[dtype]}
+    rows = [
+        row
+        for name, channels, side in CASES
+        if only is None or name in only
+        for row in measure(OPERATORS[name], (batch, channels, side, side), how, limits)
     ]
-    weight = torch.randn(case.channels, 1, *case.kernel, device="cuda", dtype=dtype)
-    for operation, ways in operations(case).items():
-        x, g = inputs[0]
-        exact = ways["pytorch, contiguous"](x.double().contiguous(), weight.double(), g.double().contiguous())
-        for way, call in ways.items():
-            turn = cycle(
-                [[t.contiguous() for t in pair] for pair in inputs] if "contiguous" in way else inputs
-            )
-
-            def run(call: Any = call, turn: Any = turn) -> Tensor:
-                image, grad = next(turn)
-                return call(image, weight, grad)
-
-            result = call(*(t.contiguous() if "contiguous" in way else t for t in (x, weight, g)))
-            error = float((result.double() - exact).norm() / exact.norm())
-            if not error < 2e-2:
-                raise AssertionError(f"{case.name}, {operation}, {way}: {error:.2g} off")
-            deciles = statistics.quantiles(time_calls(run), n=10)
-            least = roof(case, operation, batch, dtype.itemsize, limits)
-            median = deciles[4]
-            yield Row(case.name, operation, way, median, deciles[0], deciles[8], least, least / median, error)
-
-
-def run(batch: int, dtype: str) -> dict[str, Any]:
-    """Measure all cases; return the figures with the device and the versions."""
-    limits = ceilings()
-    rows = [row for case in CASES for row in measure(case, batch, TYPES[dtype], limits)]
     return {
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "dtype": dtype,
         "batch_size": batch,
         **limits,
@@ -218,16 +236,17 @@ def run(batch: int, dtype: str) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print the rows, and the ceilings that they are held against."""
-    table = Table("case", "operation", "way", "ms", "10 % to 90 %", "of roof")
+    table = Table("case", "operation", "way", "layout", "ms", "10 % to 90 %", "of roof", "MiB")
     for row in result["rows"]:
-        span = f"{row['p10']:.3f} to {row['p90']:.3f}"
         table.add_row(
-            row["case"], row["operation"], row["way"], f"{row['median']:.3f}", span, f"{row['fraction']:.0%}"
-        )
+            row["case"], row["operation"], row["way"], row["layout"], f"{row['median']:.3f}",
+            f"{row['p10']:.3f} to {row['p90']:.3f}", f"{row['fraction']:.0%}", str(row["memory_mib"]),
+        )  # fmt: skip
     console = Console(width=120)
     console.print(table)
     console.print(
-        f"{result['device']}: copy {result['bytes_per_second'] / 1e12:.2f} TB/s, "
+        f"{result['device']}, {result['dtype']}, batch {result['batch_size']}: "
+        f"copy {result['bytes_per_second'] / 1e12:.2f} TB/s, "
         f"{result['multiply_adds_per_second'] / 1e12:.1f} T multiply-adds/s",
         highlight=False,
     )
@@ -235,14 +254,20 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> int:
     """Measure, print and write ``depthwise_DTYPE.json``."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.depthwise", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.depthwise", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--dtype", default="bf16", choices=list(TYPES))
+    parser.add_argument("--only", nargs="+", choices=sorted({name for name, _, _ in CASES}))
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no GPU here")
-    result = run(arguments.batch_size, arguments.dtype)
+    if arguments.batch_size < 1:
+        parser.error(f"--batch-size is {arguments.batch_size} and must be at least 1")
+    result = run(arguments.batch_size, arguments.dtype, only=arguments.only)
     show(result)
     make_folder(arguments.output)
     path = arguments.output / f"depthwise_{arguments.dtype}.json"

@@ -78,7 +78,7 @@ def compile_kernel(kernel: Any, values: dict[str, Any], tile: _tiles.Tile, dtype
 
 def compile_all(target: int, only: str | None) -> Iterator[dict[str, Any]]:
     """Yield a row for each operation, size and type of the table."""
-    for operation, rows in _tiles._read().items():
+    for operation, rows in _tiles.read_tiles().items():
         if only not in (None, operation):
             continue
         for size, tile in rows.items():

@@ -40,22 +40,39 @@ def test_each_backend_computes_its_own_way(launched):
 
 
 def test_auto_takes_what_was_measured_to_be_faster(monkeypatch):
-    geometry = _backend.Geometry((3, 3))
-    monkeypatch.setattr(_backend, "_winners", lambda capability: {"3x3x1": 1000})
+    rows = {"a 16-bit training": 1000, "a 32-bit inference": 10}
+    monkeypatch.setattr(_backend, "_winners", lambda capability: rows)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
     class Image:
         device = torch.device("cuda:0")
-        dtype = torch.bfloat16
 
-        def __init__(self, step, numel):
-            self.stride, self.numel = lambda dim: step, lambda: numel
+        def __init__(self, step, numel, dtype=torch.bfloat16):
+            self.stride, self.numel, self.dtype = lambda dim: step, lambda: numel, dtype
+            self.is_floating_point = lambda: True
 
-    assert _backend.is_faster(Image(1, 1000), geometry)
-    assert not _backend.is_faster(Image(1, 999), geometry)
-    assert not _backend.is_faster(Image(36, 1000), geometry)
-    assert not _backend.is_faster(Image(1, 1000), _backend.Geometry((5, 5)))
-    assert not _backend.is_faster(X, geometry)
+    assert _backend.is_faster("a", Image(1, 1000))
+    assert _backend.is_faster("a", Image(1, 1000, torch.float16))
+    assert not _backend.is_faster("a", Image(1, 999))
+    assert not _backend.is_faster("a", Image(36, 1000))
+    assert not _backend.is_faster("b", Image(1, 1000))
+    assert not _backend.is_faster("a", Image(1, 1000, torch.float32))
+    assert not _backend.is_faster("a", X)
+    with torch.no_grad():
+        assert not _backend.is_faster("a", Image(1, 1000))
+        assert _backend.is_faster("a", Image(1, 10, torch.float32))
+
+
+def test_operators_ask_for_their_own_rows(device, monkeypatch):
+    """Each is measured as a whole."""
+    asked = []
+    monkeypatch.setattr(_backend, "is_faster", lambda name, x: asked.append(name) and False)
+    x, weight, band = X.to(device), WEIGHT.to(device), torch.ones(2, 1, 1, 5, device=device)
+    depthwise_conv2d(x, weight, padding=1, stride=2)
+    inception_dwconv2d(x, weight[:2], None, band, None, band.mT, None)
+    partial_depthwise_conv2d(x, weight[:4])
+    max_blur_pool2d(x)
+    assert asked == ["3x3 stride 2", "inception 3 5", "partial 3", "max-blur"]
 
 
 def test_the_choice_ends_with_its_block():

@@ -47,18 +47,23 @@ def use_backend(backend: Backend) -> Iterator[None]:
         _backend = before
 
 
-def takes_triton(x: Tensor, weight: Tensor | None, geometry: Geometry) -> bool:
-    """Return whether the Triton kernel is to compute a depthwise convolution, or a pooling without a weight.
+def takes_triton(name: str, x: Tensor, *parts: tuple[Tensor | None, Geometry]) -> bool:
+    """Return whether the Triton kernel is to compute an operator.
+
+    Args:
+        name: Of the operator in the table of winners.
+        x: Its input.
+        parts: The weight of each convolution that it does, None for a pooling, and how that moves.
 
     Raises:
         UserError: It is asked for and cannot; the line says why.
     """
     if _backend == "torch":
         return False
-    reason = why_not(x, weight, geometry)
+    reason = next(filter(None, (why_not(x, weight, geometry) for weight, geometry in parts)), None)
     if _backend == "triton" and reason is not None:
         raise UserError(f"backend triton: {reason}; use auto or torch")
-    return reason is None and (_backend == "triton" or is_faster(x, geometry))
+    return reason is None and (_backend == "triton" or is_faster(name, x))
 
 
 def why_not(x: Tensor, weight: Tensor | None, geometry: Geometry) -> str | None:
@@ -79,12 +84,18 @@ def why_not(x: Tensor, weight: Tensor | None, geometry: Geometry) -> str | None:
     return None
 
 
-def is_faster(x: Tensor, geometry: Geometry) -> bool:
+def is_faster(name: str, x: Tensor) -> bool:
     """Return whether the kernel was measured to be faster than PyTorch for such a shape on such a GPU."""
     if x.device.type != "cuda" or x.stride(1) != 1:
         return False
-    least = _least(x.device.index, geometry)
+    least = _least(x.device.index, winner(name, effective_dtype(x), torch.is_grad_enabled()))
     return least is not None and x.numel() >= least
+
+
+def winner(name: str, dtype: torch.dtype, training: bool) -> str:
+    """Return the name of an operator's row in the table of winners."""
+    size = "32-bit" if dtype == torch.float32 else "16-bit"
+    return f"{name} {size} {'training' if training else 'inference'}"
 
 
 def effective_dtype(x: Tensor) -> torch.dtype:
@@ -97,12 +108,11 @@ def effective_dtype(x: Tensor) -> torch.dtype:
 
 # The compiler is told that this stays as it is, since it cannot look into a cache.
 @torch.compiler.assume_constant_result
-def _least(device: int, geometry: Geometry) -> int | None:
+def _least(device: int, row: str) -> int | None:
     """Return the fewest elements with which our kernel won on such a GPU, or None if it never did."""
-    kernel, stride = geometry.kernel, geometry.stride[0]
-    return _winners(torch.cuda.get_device_capability(device)).get(f"{kernel[0]}x{kernel[1]}x{stride}")
+    return _winners(torch.cuda.get_device_capability(device)).get(row)
 
 
 def _winners(capability: tuple[int, int]) -> dict[str, int]:
-    """Return the table of what was measured on such a GPU, by kernel and stride."""
+    """Return the table of what was measured on such a GPU: the fewest elements, by operator."""
     return read_table()["winners"].get("{}.{}".format(*capability), {})

@@ -29,6 +29,11 @@ class Geometry:
         return height, width
 
     @property
+    def name(self) -> str:
+        """What tables call it: the sides of the kernel and the stride."""
+        return f"{self.kernel[0]}x{self.kernel[1]} stride {self.stride[0]}"
+
+    @property
     def axes(self) -> Pair:
         """Along which axis the strips run, and the one across: along the only long side of a band."""
         return (1, 0) if self.kernel[0] < self.kernel[1] else (0, 1)

@@ -65,7 +65,7 @@ def find_tile(operation: str, taps_s: int, taps_a: int, stride: int) -> Tile:
         taps_a: Taps across.
         stride: Of the convolution.
     """
-    table = _read()[operation]
+    table = read_tiles()[operation]
     fitting = [
         (size, tile)
         for size, tile in table.items()
@@ -81,7 +81,7 @@ def read_table() -> dict[str, Any]:
 
 
 @cache
-def _read() -> dict[str, dict[tuple[int, ...], Tile]]:
+def read_tiles() -> dict[str, dict[tuple[int, ...], Tile]]:
     """Return the table, by operation, then by taps along, taps across and stride."""
     return {
         operation: {tuple(map(int, size.split("x"))): Tile(**tile) for size, tile in rows.items()}

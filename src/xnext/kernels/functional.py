@@ -51,7 +51,7 @@ def depthwise_conv2d(
             f"kernel {_shape(weight)} does not fit into the input {_shape(x)} with padding {geometry.padding}"
         )
     moves = geometry.stride, geometry.padding, geometry.dilation
-    if takes_triton(x, weight, geometry):
+    if takes_triton(geometry.name, x, (weight, geometry)):
         return _ops.depthwise_conv2d(x, weight, bias, *moves)
     return reference.depthwise_conv2d(x, weight, bias, *moves)
 
@@ -95,7 +95,8 @@ def inception_dwconv2d(
             " along the height of odd sides and the same channels"
         )
     _check_mixed(x, weights)
-    if _all_or_none(biases) and all(takes_triton(x, weight, _same(weight)) for weight in weights):
+    parts = [(weight, _same(weight)) for weight in weights]
+    if _all_or_none(biases) and takes_triton(f"inception {side} {band}", x, *parts):
         return _ops.mix(x, weights, [bias for bias in biases if bias is not None])
     return reference.inception_dwconv2d(x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h)
 
@@ -119,7 +120,7 @@ def partial_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = No
     if height != width or not height % 2:
         raise UserError(f"weight {_shape(weight)} is no square kernel of an odd side")
     _check_mixed(x, [weight])
-    if takes_triton(x, weight, _same(weight)):
+    if takes_triton(f"partial {height}", x, (weight, _same(weight))):
         return _ops.mix(x, [weight], [] if bias is None else [bias])
     return reference.partial_depthwise_conv2d(x, weight, bias)
 
@@ -139,7 +140,7 @@ def max_blur_pool2d(x: Tensor) -> Tensor:
     check_inputs(x, [], [])
     if min(x.shape[2:]) < 2:
         raise UserError(f"max-blur pooling reflects borders and needs sides of at least 2, not {_shape(x)}")
-    if takes_triton(x, None, MAX_BLUR):
+    if takes_triton("max-blur", x, (None, MAX_BLUR)):
         return _ops.max_blur_pool2d(x, torch.is_grad_enabled() and x.requires_grad)[0]
     return reference.max_blur_pool2d(x)
 
