@@ -1,6 +1,7 @@
 """`xnext benchmark`: images a second, side by side with the peers."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -11,23 +12,29 @@ from jsonargparse import Namespace
 from xnext._files import write_atomic
 from xnext._parser import Parser
 from xnext.cli._common import Verb, at_least, new_table, print_table, watched
-from xnext.errors import UserError
-from xnext.evaluation.throughput import Row, benchmark, describe
+from xnext.errors import UserError, suggest
+from xnext.evaluation.throughput import DTYPES, Plan, Row, benchmark, create_peer, describe
 from xnext.models import get_config
 
 
 def _options(parser: Parser) -> None:
     parser.add_argument("models", type=str, nargs="+", metavar="MODEL", help="Networks of `xnext models`.")
+    parser.add_argument(
+        "--against", type=str, nargs="+", default=[], metavar="NAME",
+        help="Networks of timm to measure beside each of them.",
+    )  # fmt: skip
+    parser.add_argument("--training", action="store_true", help="Measure steps of training, not inference.")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="Images a call.")
     parser.add_argument(
         "--image-size", type=int | None, metavar="N", help="Pixels a side; by default each network's own."
     )
+    parser.add_argument("--dtype", type=str, default="fp32", metavar="TYPE", help="`fp32` or `bf16`.")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="Calls of each way, in turn.")
     parser.add_argument(
         "--threads", type=int | None, metavar="N", help="Threads on a CPU; by default PyTorch's choice."
     )
     parser.add_argument(
-        "--compile", action="store_true", help="Measure compiled networks too; a CPU takes minutes for each."
+        "--no-compile", action="store_true", help="Leave out compiled networks, which take a minute each."
     )
     parser.add_argument(
         "--output", type=Path | None, metavar="FILE.json", help="Write the figures there too."
@@ -40,51 +47,77 @@ def _run(arguments: Namespace) -> int:
     for name in ("image_size", "threads"):
         if arguments[name] is not None:
             at_least(arguments, name, 1)
+    if arguments.dtype not in DTYPES:
+        raise UserError(f"--dtype {arguments.dtype!r} is unknown.{suggest(arguments.dtype, DTYPES)}")
     if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
         raise UserError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
     for model in arguments.models:
         get_config(model)
+    for peer in arguments.against:
+        create_peer(peer)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    tables = [
-        benchmark(
-            model, batch_size=arguments.batch_size, image_size=arguments.image_size,
-            repeats=arguments.repeats, compiled=arguments.compile, device=device,
-        )
-        for model in watched(arguments.models, "measuring")
-    ]  # fmt: skip
-    rows = [row for table in tables for row in table]
-    record = describe(device) | {"batch_size": arguments.batch_size, "date": date.today().isoformat()}
-    _show(tables, record)
+    plan = Plan(
+        torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"),
+        arguments.training, arguments.batch_size, arguments.image_size, arguments.repeats, arguments.dtype,
+        not arguments.no_compile,
+    )  # fmt: skip
+
+    def measure(model: str) -> list[Row]:
+        def watch(turns: Iterable[int]) -> Iterable[int]:
+            return watched(turns, model)
+
+        return benchmark(model, plan, arguments.against, watch)
+
+    tables = [measure(model) for model in arguments.models]
+    record = describe(plan) | {"date": date.today().isoformat()}
+    _show(arguments.models, tables, plan)
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    print(f"{record['device']}, {record['threads']} threads, batch {record['batch_size']}; {versions}")
     if arguments.output is not None:
-        record |= {"rows": [asdict(row) for row in rows]}
+        record |= {"rows": [asdict(row) for rows in tables for row in rows]}
         write_atomic(arguments.output, (json.dumps(record, indent=2) + "\n").encode())
     return 0
 
 
-def _show(tables: list[list[Row]], record: dict) -> None:
-    """Print the figures and, for each network, the fastest way."""
-    table = new_table("network", "way", ">images/s", ">10 %", ">90 %", ">ratio", ">GPU MiB")
+def _show(models: list[str], tables: list[list[Row]], plan: Plan) -> None:
+    """Print the figures and, for each network, the fastest way and how it compares with its peers."""
+    table = new_table(
+        "network", "way", "layout", "type", ">images/s", ">10 %", ">90 %", ">ratio",
+        *([">GPU MiB"] if plan.device.type == "cuda" else []),
+    )  # fmt: skip
     for rows in tables:
         first = rows[0].median
         for row in rows:
             table.add_row(
-                row.network, row.way, f"{row.median:,.1f}", f"{row.p10:,.1f}", f"{row.p90:,.1f}",
-                f"{row.median / first:.2f}", "" if row.memory_mib is None else f"{row.memory_mib:,}",
+                row.network, row.way, row.layout, row.dtype,
+                f"{row.median:,.1f}", f"{row.p10:,.1f}", f"{row.p90:,.1f}", f"{row.median / first:.2f}",
+                *([] if row.memory_mib is None else [f"{row.memory_mib:,}"]),
             )  # fmt: skip
     print_table(table)
-    for rows in tables:
-        best = max(rows, key=lambda row: row.median)
-        ratio = best.median / rows[0].median
-        print(
-            f"fastest for {rows[-1].network}: {best.way}, {ratio:.2f} times {rows[0].network}, {rows[0].way}"
-        )
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    print(f"{record['device']}, {record['threads']} threads, batch {record['batch_size']}; {versions}")
+    for model, rows in zip(models, tables, strict=True):
+        own = [row for row in rows if row.network == model]
+        best = _fastest(own)
+        print(f"fastest for {model}: {_describe(best)}, {best.median:,.1f} images/s")
+        best = _fastest([row for row in own if row.dtype == plan.dtype])
+        for network in dict.fromkeys(row.network for row in rows if row.network != model):
+            peer = _fastest([row for row in rows if row.network == network])
+            ratio = best.median / peer.median
+            print(f"{model}, {_describe(best)}: {ratio:.2f} times {network}, {_describe(peer)}")
+
+
+def _fastest(rows: list[Row]) -> Row:
+    return max(rows, key=lambda row: row.median)
+
+
+def _describe(row: Row) -> str:
+    return f"{row.way} {row.layout} {row.dtype}"
 
 
 VERB = Verb(
-    "Measure inference of networks, fused and not, side by side with timm's.", _options, _run,
-    ("xnext benchmark inceptionnext_tiny nexception_t xception --threads 2",),
+    "Measure inference or training of networks, fused and not, side by side with timm's.", _options, _run,
+    (
+        "xnext benchmark inceptionnext_tiny nexception_t xception --threads 2",
+        "xnext benchmark inceptionnext_tiny --against convnext_tiny --training --dtype bf16 --batch-size 128",
+    ),
 )  # fmt: skip

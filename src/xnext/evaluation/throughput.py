@@ -1,20 +1,20 @@
 """Images a second of a network and its peers in several ways, measured in turn in one run."""
 
 import copy
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xnext._timing import deciles, rotate, time_call
 from xnext.errors import UserError
 from xnext.evaluation.complexity import check_image_size
-from xnext.kernels import fuse
+from xnext.kernels import accelerate, fuse
 from xnext.models import create_model, load_checkpoint
 
 PEERS = {
@@ -23,8 +23,50 @@ PEERS = {
 }
 """timm's network of the same weights, for each of ours that has one."""
 
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of float32, as a share of the outputs' norm
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of the first row's results, as a share of their norm
 _WARM_UP = 2
+_LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of each network.
+
+    Attributes:
+        device: Where.
+        training: Steps of training, instead of inference.
+        batch_size: Images a call.
+        image_size: In pixels a side; None: each network's own.
+        repeats: Calls of each way, which take turns.
+        dtype: ``fp32`` or ``bf16``; inference in fp32 measures the fused network in bf16 too. Training in
+            bf16 is by autocast.
+        compiled: Whether to measure compiled networks too.
+    """
+
+    device: torch.device
+    training: bool = False
+    batch_size: int = 16
+    image_size: int | None = None
+    repeats: int = 10
+    dtype: str = "fp32"
+    compiled: bool = True
+
+    def ways(self, stock: bool) -> list["Way"]:
+        """Return the ways in which a network is measured: one of this project, or a stock one."""
+        on_gpu = self.device.type == "cuda"
+        ways = [Way(dtype=self.dtype, channels_last=last) for last in (False, True)]
+        if self.compiled and (on_gpu or self.training):
+            layouts = (False, True) if on_gpu else (True,)
+            ways += [Way(dtype=self.dtype, channels_last=last, compiled=True) for last in layouts]
+        if stock:
+            return ways
+        own = [Way(accelerated=True, dtype=self.dtype)] if on_gpu else []
+        if not self.training:
+            own += [Way(fused=True, dtype=dtype) for dtype in dict.fromkeys((self.dtype, "bf16"))]
+        if self.compiled:
+            own += [Way(way.fused, way.accelerated, True, way.dtype, compiled=True) for way in own]
+        return ways + own
 
 
 @dataclass(frozen=True)
@@ -32,43 +74,51 @@ class Way:
     """How a network is called.
 
     Attributes:
-        name: What the table calls it.
         fused: Whether ``fuse`` has made it.
+        accelerated: Whether ``accelerate`` has changed it.
         channels_last: The memory layout of images and weights.
-        dtype: Of both.
+        dtype: ``fp32`` or ``bf16``.
         compiled: Whether torch.compile has made it.
     """
 
-    name: str
     fused: bool = False
+    accelerated: bool = False
     channels_last: bool = True
-    dtype: torch.dtype = torch.float32
+    dtype: str = "fp32"
     compiled: bool = False
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        words = {"fused": self.fused, "accelerated": self.accelerated, "compiled": self.compiled}
+        return ", ".join(word for word, is_so in words.items() if is_so) or "eager"
+
+    @property
+    def layout(self) -> str:
+        """The memory layout, as the field writes it."""
+        return "NHWC" if self.channels_last else "NCHW"
+
+    def prepare(self, model: nn.Module, training: bool) -> nn.Module:
         """Return the network as it is called; the model may be changed."""
         if self.fused:
             model = fuse(model)
-        model = model.to(dtype=self.dtype).to(memory_format=self._layout)
+        if self.accelerated:
+            accelerate(model)
+        model = model.train(training).to(memory_format=self._format)
+        if not training:
+            model = model.to(DTYPES[self.dtype])
         if self.compiled:
             model.compile()
         return model
 
-    def convert(self, images: Tensor) -> Tensor:
+    def convert(self, images: Tensor, training: bool) -> Tensor:
         """Return the images as the network wants them."""
-        return images.to(self.dtype).contiguous(memory_format=self._layout)
+        images = images if training else images.to(DTYPES[self.dtype])
+        return images.contiguous(memory_format=self._format)
 
     @property
-    def _layout(self) -> torch.memory_format:
+    def _format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
-
-
-EAGER = (Way("eager", channels_last=False), Way("eager, channels-last"))
-FUSED = (Way("fused", fused=True), Way("fused, bf16", fused=True, dtype=torch.bfloat16))
-COMPILED = (
-    Way("fused, compiled", fused=True, compiled=True),
-    Way("fused, compiled, bf16", fused=True, compiled=True, dtype=torch.bfloat16),
-)
 
 
 @dataclass(frozen=True)
@@ -78,68 +128,98 @@ class Row:
     Attributes:
         network: Its name.
         way: What was measured.
+        layout: ``NHWC`` or ``NCHW``.
+        dtype: ``fp32`` or ``bf16``.
         median: Images a second; half of the calls were faster.
         p10: Images a second that one call in ten did not reach.
         p90: Images a second that one call in ten exceeded.
-        error: How far the outputs are from those of the first row, as a share of their norm.
-        memory_mib: Most memory of the GPU in MiB; None without one.
+        error: How far the results are from those of the first row, as a share of their norm: outputs, and in
+            training the norm of all gradients. None for another network.
+        memory_mib: Most memory of the GPU that a call took beyond the weights, in MiB; None without a GPU.
     """
 
     network: str
     way: str
+    layout: str
+    dtype: str
     median: float
     p10: float
     p90: float
-    error: float
-    memory_mib: float | None
+    error: float | None
+    memory_mib: int | None
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A network in one way, ready to be called; and whether it has the weights of the others."""
+
+    network: str
+    way: Way
+    call: Callable[[], list[Tensor]]
+    same: bool = True
 
 
 def benchmark(
-    name: str, *, batch_size: int, image_size: int | None, repeats: int, compiled: bool, device: torch.device
+    name: str,
+    plan: Plan,
+    against: Sequence[str] = (),
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Row]:
-    """Measure inference of a network, and of timm's with the same weights, in every way.
+    """Measure a network, timm's with the same weights and others of timm, in every way.
 
     Args:
         name: A network of this project.
-        batch_size: Images a call.
-        image_size: In pixels a side; None: the network's own.
-        repeats: Calls of each way, which take turns.
-        compiled: Whether to measure compiled networks too, for which a CPU takes minutes.
-        device: Where.
+        plan: What to measure.
+        against: Networks of timm that are measured beside it.
+        watch: Passes turns on, to show progress.
 
     Returns:
-        A row a way.
+        A row a way: of timm's network of the same weights, this project's, the others.
 
     Raises:
         UserError: There is no such network, or a way computes something else than the others.
     """
     ours: Any = _stir(create_model(name))
-    size = image_size or ours.pretrained_cfg["input_size"][-1]
+    size = plan.image_size or ours.pretrained_cfg["input_size"][-1]
     check_image_size(ours, size, name)
-    images = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    calls: dict[tuple[str, str], Callable[[], Tensor]] = {}
+    subjects = []
     if name in PEERS:
         peer = _stir(timm.create_model(PEERS[name]))
         load_checkpoint(ours, peer.state_dict())
-        for way in EAGER:
-            calls[f"timm {PEERS[name]}", way.name] = _call(way, peer, images)
-    for way in (*EAGER, *FUSED, *(COMPILED if compiled else ())):
-        calls[name, way.name] = _call(way, ours, images)
-    rows = list(_measure(calls, batch_size, repeats, device))
+        subjects += _prepare(f"timm {PEERS[name]}", peer, plan, size, stock=True)
+    subjects += _prepare(name, ours, plan, size, stock=False)
+    for other in against:
+        stranger: Any = _stir(create_peer(other))
+        own_size = plan.image_size or stranger.pretrained_cfg["input_size"][-1]
+        subjects += _prepare(f"timm {other}", stranger, plan, own_size, stock=True, same=False)
+    rows = list(_measure(subjects, plan, watch))
     for row in rows:
-        limit = _TOLERANCE[torch.bfloat16 if "bf16" in row.way else torch.float32]
-        if not row.error < limit:
+        if row.error is not None and not row.error < _TOLERANCE[row.dtype]:
             raise UserError(f"{row.network}, {row.way}, computes something else: it is {row.error:.2g} off")
     return rows
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Return what figures need to be read: device, threads and versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def create_peer(name: str) -> nn.Module:
+    """Return a network of timm with random weights.
+
+    Raises:
+        UserError: timm has none of that name.
+    """
+    if not timm.is_model(name):
+        raise UserError(f"timm has no network {name!r}; timm.list_models() tells those it has")
+    return timm.create_model(name)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return what figures need to be read: device, threads, versions and what was done."""
+    on_gpu = plan.device.type == "cuda"
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(plan.device) if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in ("xnext", "torch", "timm")},
+        "task": "training" if plan.training else "inference",
+        "batch_size": plan.batch_size,
+        "repeats": plan.repeats,
     }
 
 
@@ -153,49 +233,93 @@ def _stir(model: nn.Module) -> nn.Module:
     return model
 
 
-def _call(way: Way, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    network = way.prepare(copy.deepcopy(model).eval().to(images.device))
-    inputs = way.convert(images)
-    return lambda: network(inputs)
+def _prepare(
+    network: str, model: nn.Module, plan: Plan, size: int, *, stock: bool, same: bool = True
+) -> list[_Subject]:
+    """Return a network in all its ways."""
+    return [_Subject(network, way, _call(way, model, plan, size), same) for way in plan.ways(stock)]
+
+
+def _call(way: Way, model: nn.Module, plan: Plan, size: int) -> Callable[[], list[Tensor]]:
+    """Return the call that is measured: of the network, or a step of its training."""
+    network = way.prepare(copy.deepcopy(model).eval().to(plan.device), plan.training)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> list[Tensor]:
+        images = torch.randn(plan.batch_size, 3, size, size, generator=generator).to(plan.device)
+        return [way.convert(images, plan.training)]
+
+    turn = rotate(draw, plan.device)
+    if not plan.training:
+        return lambda: [network(*turn())]
+    labels = torch.arange(plan.batch_size, device=plan.device) % 1000
+    parameters = list(network.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=_LEARNING_RATE, momentum=0.9)
+
+    def step() -> list[Tensor]:
+        optimizer.zero_grad()
+        with torch.autocast(plan.device.type, torch.bfloat16, enabled=way.dtype == "bf16"):
+            outputs = network(*turn())
+            loss = F.cross_entropy(outputs, labels)
+        loss.backward()
+        optimizer.step()
+        return [outputs.detach(), *(value.grad for value in parameters if value.grad is not None)]
+
+    return step
 
 
 def _measure(
-    calls: dict[tuple[str, str], Callable[[], Tensor]], batch_size: int, repeats: int, device: torch.device
+    subjects: Sequence[_Subject], plan: Plan, watch: Callable[[Iterable[int]], Iterable[int]]
 ) -> Iterator[Row]:
-    """Yield a row a call."""
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    outputs: dict[tuple[str, str], Tensor] = {}
-    memory: dict[tuple[str, str], int | None] = {}
-    with torch.inference_mode():
-        for turn in range(-_WARM_UP, repeats):
-            for key, call in calls.items():
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(device)
-                started = time.perf_counter()
-                outputs[key] = call()
-                _wait(device)
+    """Yield a row for each subject."""
+    seconds: list[list[float]] = [[] for _ in subjects]
+    results: list[list[Tensor]] = []
+    memory: list[int | None] = [None] * len(subjects)
+    with torch.inference_mode(not plan.training):
+        for subject in subjects:
+            results.append(_first(subject))
+        for turn in watch(range(1 - _WARM_UP, plan.repeats)):
+            for number, subject in enumerate(subjects):
+                before = _reset_memory(plan.device)
+                time = time_call(subject.call, plan.device)
                 if turn >= 0:
-                    seconds[key].append(time.perf_counter() - started)
-                memory[key] = _peak_memory(device)
-    exact = next(iter(outputs.values())).double()
-    for key, times in seconds.items():
-        slow, median, fast = (batch_size / value for value in _quantiles(times))
-        error = float((outputs[key].double() - exact).norm() / exact.norm())
-        yield Row(*key, round(median, 1), round(slow, 1), round(fast, 1), error, memory[key])
+                    seconds[number].append(time)
+                memory[number] = _peak_memory(plan.device, before)
+    for subject, times, result, peak in zip(subjects, seconds, results, memory, strict=True):
+        fast, median, slow = (plan.batch_size / time for time in deciles(times))
+        error = max(map(_error, result, results[0])) if subject.same else None
+        way = subject.way
+        yield Row(
+            subject.network, way.name, way.layout, way.dtype,
+            round(median, 1), round(slow, 1), round(fast, 1), error, peak,
+        )  # fmt: skip
 
 
-def _quantiles(times: Sequence[float]) -> tuple[float, float, float]:
-    """Return the 90th, 50th and 10th percentile of seconds."""
-    if len(times) == 1:
-        return times[0], times[0], times[0]
-    deciles = statistics.quantiles(times, n=10, method="inclusive")
-    return deciles[8], deciles[4], deciles[0]
+def _first(subject: _Subject) -> list[Tensor]:
+    """Call it for the first time; return the outputs and the norm of all gradients."""
+    try:
+        outputs, *gradients = subject.call()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{subject.network}, {subject.way.name}, cannot be compiled here: {reason}; use --no-compile"
+        ) from error
+    norms = [gradient.double().norm() for gradient in gradients]
+    return [outputs.double(), *([torch.stack(norms).norm()] if norms else [])]
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _error(value: Tensor, exact: Tensor) -> float:
+    return float((value - exact).norm() / exact.norm())
 
 
-def _peak_memory(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) // 2**20 if device.type == "cuda" else None
+def _reset_memory(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _peak_memory(device: torch.device, before: int) -> int | None:
+    if device.type != "cuda":
+        return None
+    return (torch.cuda.max_memory_allocated(device) - before) // 2**20
