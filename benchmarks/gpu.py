@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 
 import xnext
 from xnext._yaml import read_yaml
+from xnext.evaluation.throughput import Plan, benchmark, describe
 from xnext.training import Run, TrainConfig, train
 from xnext.training.recipes import find_recipe
 
@@ -135,6 +137,28 @@ def depthwise(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def tune(arguments: argparse.Namespace, only: str) -> dict[str, Any]:
+    """Measure the tiles or the winners again; later parts use them, and they are among the results."""
+    from xnext.kernels import tune
+
+    installed = Path(tune.__file__).with_name("tiles.json")
+    if tune.main(["--only", only, "--output", str(installed)]):
+        raise AssertionError("it could not be measured")
+    return json.loads(installed.read_text())
+
+
+def networks(
+    arguments: argparse.Namespace, models: Sequence[str], against: Sequence[str], training: bool
+) -> dict[str, Any]:
+    """Measure networks beside their peers, compiled, in bf16."""
+    batch = 128 if arguments.device == "cuda" else 2
+    plan = Plan(torch.device(arguments.device), training=training, batch_size=batch, dtype="bf16", repeats=20)
+    rows = [asdict(row) for model in models for row in benchmark(model, plan, against)]
+    for row in rows:
+        print(row, flush=True)
+    return describe(plan) | {"rows": rows}
+
+
 def _train(arguments: argparse.Namespace, keep_rows: bool = False, **values: Any) -> dict[str, Any]:
     """Train with these values; return the summary's figures and, if wanted, the last epoch's line."""
     with tempfile.TemporaryDirectory() as folder:
@@ -146,11 +170,39 @@ def _train(arguments: argparse.Namespace, keep_rows: bool = False, **values: Any
     return {key: summary[key] for key in kept} | row
 
 
+NETWORKS: dict[str, tuple[list[str], list[str], bool]] = {
+    "inceptionnext_training": (["inceptionnext_tiny"], ["convnext_tiny"], True),
+    "inceptionnext_inference": (["inceptionnext_tiny"], ["convnext_tiny"], False),
+    "nexception_training": (["nexception_t", "nexception_tp"], [], True),
+    "nexception_inference": (["nexception_t", "nexception_tp"], ["convnext_tiny"], False),
+    "xception_training": (["xception"], ["inception_v3"], True),
+    "timm_convnext_training": (["convnext_tiny"], [], True),
+    "timm_training": (
+        ["efficientnet_b0", "mobilenetv3_large_100", "repvit_m1_1", "convformer_s18"],
+        [],
+        True,
+    ),
+    "timm_inference": (
+        ["efficientnet_b0", "mobilenetv3_large_100", "repvit_m1_1", "convformer_s18"],
+        [],
+        False,
+    ),
+}
+"""Networks that are measured, what beside them, and whether in training."""
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "golden": golden,
     "digits": digits,
     "kernels": kernels,
+    **{
+        f"tune_{only}": partial(tune, only=only)
+        for only in ("forward", "input", "weight", "mix", "pool", "pool_input", "winners")
+    },
     "depthwise": depthwise,
+    **{
+        name: partial(networks, models=models, against=against, training=training)
+        for name, (models, against, training) in NETWORKS.items()
+    },
     "options": options,
     **{part: partial(cifar100, part) for part in CIFAR100_NETWORKS},
 }

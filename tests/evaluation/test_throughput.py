@@ -15,15 +15,15 @@ from xnext.evaluation.throughput import Plan, Way, benchmark
 SMALL = Plan(torch.device("cpu"), batch_size=2, image_size=32, repeats=2, compiled=False)
 
 
-def ways(plan: Plan, stock: bool) -> list[str]:
-    return [f"{way.name} {way.layout} {way.dtype}" for way in plan.ways(stock)]
+def ways(plan: Plan, **kind: bool) -> list[str]:
+    return [f"{way.name} {way.layout} {way.dtype}" for way in plan.ways(**kind)]
 
 
 def test_ways_take_turns_and_compute_the_same():
     turns = []
     rows = benchmark("nexception_debug", SMALL, watch=lambda numbers: turns.extend(numbers) or turns)
     assert turns == [-1, 0, 1]
-    assert [f"{row.way} {row.layout} {row.dtype}" for row in rows] == ways(SMALL, stock=False)
+    assert [f"{row.way} {row.layout} {row.dtype}" for row in rows] == ways(SMALL, peer=False, fusable=True)
     assert rows[0].error == 0 and all(row.error < 1e-5 for row in rows if row.dtype == "fp32")
     assert all(0 < row.p10 <= row.median <= row.p90 for row in rows)
 
@@ -31,10 +31,10 @@ def test_ways_take_turns_and_compute_the_same():
 def test_the_ways_of_each_kind_of_network():
     stock = ["eager NCHW fp32", "eager NHWC fp32"]
     fused = ["fused NHWC fp32", "fused NHWC bf16"]
-    assert ways(SMALL, stock=True) == stock
-    assert ways(SMALL, stock=False) == stock + fused
+    assert ways(SMALL, peer=True) == stock
+    assert ways(SMALL, peer=False, fusable=True) == stock + fused
     compiled = ["fused, compiled NHWC fp32", "fused, compiled NHWC bf16"]
-    assert ways(replace(SMALL, compiled=True), stock=False) == stock + fused + compiled
+    assert ways(replace(SMALL, compiled=True), peer=False, fusable=True) == stock + fused + compiled
     gpu = Plan(torch.device("cuda"), dtype="bf16")
     both = [f"{way} {layout} bf16" for way in ("eager", "compiled") for layout in ("NCHW", "NHWC")]
     own = [
@@ -43,8 +43,9 @@ def test_the_ways_of_each_kind_of_network():
         "accelerated, compiled NHWC bf16",
         "fused, compiled NHWC bf16",
     ]
-    assert ways(gpu, stock=True) == both and ways(gpu, stock=False) == both + own
-    assert ways(replace(gpu, training=True), stock=False) == both + own[::2]
+    assert ways(gpu, peer=True) == both and ways(gpu, peer=False, fusable=True) == both + own
+    assert ways(gpu, peer=False) == both + own[::2], "of timm, which fuse does not take"
+    assert ways(replace(gpu, training=True), peer=False, fusable=True) == both + own[::2]
 
 
 def test_the_peer_has_the_same_weights(monkeypatch):
@@ -160,7 +161,10 @@ def test_where_nothing_can_be_compiled_it_says_so(capsys, monkeypatch):
         (["xception_debug", "--threads", "0"], "--threads is 0"),
         (["xception_debug", "--image-size", "1"], "1"),
         (["xception_debug", "--dtype", "fp61"], "--dtype 'fp61' is unknown"),
-        (["xception_debug", "--against", "convnext_tni"], "timm has no network 'convnext_tni'"),
+        (
+            ["xception_debug", "--against", "convnext_tni"],
+            "neither xnext nor timm has a network 'convnext_tni'",
+        ),
         (["xception_debug", "--output", "nowhere/at/all.json"], "there is no folder nowhere/at"),
     ],
 )

@@ -13,12 +13,13 @@ from xnext._files import write_atomic
 from xnext._parser import Parser
 from xnext.cli._common import Verb, at_least, new_table, print_table, watched
 from xnext.errors import UserError, suggest
-from xnext.evaluation.throughput import DTYPES, Plan, Row, benchmark, create_peer, describe
-from xnext.models import get_config
+from xnext.evaluation.throughput import DTYPES, Plan, Row, benchmark, check_network, describe
 
 
 def _options(parser: Parser) -> None:
-    parser.add_argument("models", type=str, nargs="+", metavar="MODEL", help="Networks of `xnext models`.")
+    parser.add_argument(
+        "models", type=str, nargs="+", metavar="MODEL", help="Networks of `xnext models` or timm."
+    )
     parser.add_argument(
         "--against", type=str, nargs="+", default=[], metavar="NAME",
         help="Networks of timm to measure beside each of them.",
@@ -51,10 +52,8 @@ def _run(arguments: Namespace) -> int:
         raise UserError(f"--dtype {arguments.dtype!r} is unknown.{suggest(arguments.dtype, DTYPES)}")
     if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
         raise UserError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
-    for model in arguments.models:
-        get_config(model)
-    for peer in arguments.against:
-        create_peer(peer)
+    for name in (*arguments.models, *arguments.against):
+        check_network(name)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     plan = Plan(

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xnext._timing import deciles, rotate, time_call
-from xnext.errors import UserError
+from xnext.errors import UserError, suggest
 from xnext.evaluation.complexity import check_image_size
 from xnext.kernels import accelerate, fuse
-from xnext.models import create_model, load_checkpoint
+from xnext.models import create_model, list_models, load_checkpoint
+from xnext.models._network import Network
 
 PEERS = {
     "xception": "legacy_xception",
@@ -52,17 +53,17 @@ class Plan:
     dtype: str = "fp32"
     compiled: bool = True
 
-    def ways(self, stock: bool) -> list["Way"]:
-        """Return the ways in which a network is measured: one of this project, or a stock one."""
+    def ways(self, *, peer: bool, fusable: bool = False) -> list["Way"]:
+        """Return the ways in which a network is measured: as it is, and as a peer only so."""
         on_gpu = self.device.type == "cuda"
         ways = [Way(dtype=self.dtype, channels_last=last) for last in (False, True)]
         if self.compiled and (on_gpu or self.training):
             layouts = (False, True) if on_gpu else (True,)
             ways += [Way(dtype=self.dtype, channels_last=last, compiled=True) for last in layouts]
-        if stock:
+        if peer:
             return ways
         own = [Way(accelerated=True, dtype=self.dtype)] if on_gpu else []
-        if not self.training:
+        if fusable and not self.training:
             own += [Way(fused=True, dtype=dtype) for dtype in dict.fromkeys((self.dtype, "bf16"))]
         if self.compiled:
             own += [Way(way.fused, way.accelerated, True, way.dtype, compiled=True) for way in own]
@@ -168,7 +169,7 @@ def benchmark(
     """Measure a network, timm's with the same weights and others of timm, in every way.
 
     Args:
-        name: A network of this project.
+        name: A network of this project, or of timm.
         plan: What to measure.
         against: Networks of timm that are measured beside it.
         watch: Passes turns on, to show progress.
@@ -179,19 +180,16 @@ def benchmark(
     Raises:
         UserError: There is no such network, or a way computes something else than the others.
     """
-    ours: Any = _stir(create_model(name))
-    size = plan.image_size or ours.pretrained_cfg["input_size"][-1]
-    check_image_size(ours, size, name)
+    network = _create(name)
     subjects = []
     if name in PEERS:
-        peer = _stir(timm.create_model(PEERS[name]))
-        load_checkpoint(ours, peer.state_dict())
-        subjects += _prepare(f"timm {PEERS[name]}", peer, plan, size, stock=True)
-    subjects += _prepare(name, ours, plan, size, stock=False)
+        twin = _create(PEERS[name])
+        load_checkpoint(network, twin.state_dict())
+        subjects += _prepare(f"timm {PEERS[name]}", twin, plan, plan.ways(peer=True))
+    ways = plan.ways(peer=False, fusable=isinstance(network, Network))
+    subjects += _prepare(name, network, plan, ways)
     for other in against:
-        stranger: Any = _stir(create_peer(other))
-        own_size = plan.image_size or stranger.pretrained_cfg["input_size"][-1]
-        subjects += _prepare(f"timm {other}", stranger, plan, own_size, stock=True, same=False)
+        subjects += _prepare(f"timm {other}", _create(other), plan, plan.ways(peer=True), same=False)
     rows = list(_measure(subjects, plan, watch))
     for row in rows:
         if row.error is not None and not row.error < _TOLERANCE[row.dtype]:
@@ -199,15 +197,21 @@ def benchmark(
     return rows
 
 
-def create_peer(name: str) -> nn.Module:
-    """Return a network of timm with random weights.
+def check_network(name: str) -> None:
+    """Refuse a name that neither this project nor timm has a network of.
 
     Raises:
-        UserError: timm has none of that name.
+        UserError: With the nearest names.
     """
-    if not timm.is_model(name):
-        raise UserError(f"timm has no network {name!r}; timm.list_models() tells those it has")
-    return timm.create_model(name)
+    if name not in list_models() and not timm.is_model(name):
+        raise UserError(
+            f"neither xnext nor timm has a network {name!r}.{suggest(name, [*list_models(), *timm.list_models()])}"
+        )
+
+
+def _create(name: str) -> Any:
+    """Return a network of either with random weights."""
+    return _stir(create_model(name) if name in list_models() else timm.create_model(name))
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -233,11 +237,11 @@ def _stir(model: nn.Module) -> nn.Module:
     return model
 
 
-def _prepare(
-    network: str, model: nn.Module, plan: Plan, size: int, *, stock: bool, same: bool = True
-) -> list[_Subject]:
+def _prepare(network: str, model: Any, plan: Plan, ways: Sequence[Way], same: bool = True) -> list[_Subject]:
     """Return a network in all its ways."""
-    return [_Subject(network, way, _call(way, model, plan, size), same) for way in plan.ways(stock)]
+    size = plan.image_size or model.pretrained_cfg["input_size"][-1]
+    check_image_size(model, size, network)
+    return [_Subject(network, way, _call(way, model, plan, size), same) for way in ways]
 
 
 def _call(way: Way, model: nn.Module, plan: Plan, size: int) -> Callable[[], list[Tensor]]:
