@@ -170,6 +170,9 @@ def _train(arguments: argparse.Namespace, keep_rows: bool = False, **values: Any
     return {key: summary[key] for key in kept} | row
 
 
+OTHERS = ["efficientnet_b0", "mobilenetv3_large_100", "repvit_m1_1", "convformer_s18"]
+"""Other depthwise networks of timm."""
+
 NETWORKS: dict[str, tuple[list[str], list[str], bool]] = {
     "inceptionnext_training": (["inceptionnext_tiny"], ["convnext_tiny"], True),
     "inceptionnext_inference": (["inceptionnext_tiny"], ["convnext_tiny"], False),
@@ -177,16 +180,8 @@ NETWORKS: dict[str, tuple[list[str], list[str], bool]] = {
     "nexception_inference": (["nexception_t", "nexception_tp"], ["convnext_tiny"], False),
     "xception_training": (["xception"], ["inception_v3"], True),
     "timm_convnext_training": (["convnext_tiny"], [], True),
-    "timm_training": (
-        ["efficientnet_b0", "mobilenetv3_large_100", "repvit_m1_1", "convformer_s18"],
-        [],
-        True,
-    ),
-    "timm_inference": (
-        ["efficientnet_b0", "mobilenetv3_large_100", "repvit_m1_1", "convformer_s18"],
-        [],
-        False,
-    ),
+    "timm_training": (OTHERS, [], True),
+    "timm_inference": (OTHERS, [], False),
 }
 """Networks that are measured, what beside them, and whether in training."""
 

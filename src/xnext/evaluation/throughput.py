@@ -204,9 +204,8 @@ def check_network(name: str) -> None:
         UserError: With the nearest names.
     """
     if name not in list_models() and not timm.is_model(name):
-        raise UserError(
-            f"neither xnext nor timm has a network {name!r}.{suggest(name, [*list_models(), *timm.list_models()])}"
-        )
+        nearest = suggest(name, [*list_models(), *timm.list_models()])
+        raise UserError(f"neither xnext nor timm has a network {name!r}.{nearest}")
 
 
 def _create(name: str) -> Any:
@@ -228,12 +227,18 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def _stir(model: nn.Module) -> nn.Module:
-    """Give the batch norms of a network statistics, so that it shows what is done with them."""
+    """Make each part of a network count, so that it shows what is done with it.
+
+    Batch norms get statistics, and LayerScale, which begins with next to nothing, a scale near 1.
+    """
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) / 10)  # type: ignore[union-attr]
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)  # type: ignore[union-attr]
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            parameter.data.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
     return model
 
 
