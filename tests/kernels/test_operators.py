@@ -16,6 +16,7 @@ from xnext.kernels import (
     reference,
     use_backend,
 )
+from xnext.kernels._operators import OPERATORS, Operator
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -181,12 +182,6 @@ def test_max_blur_pooling_of_what_is_no_number(device, value, place):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def gradients(operator, x: Tensor, weight: Tensor, grad: Tensor) -> list[Tensor]:
-    given = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
-    y = operator(*given)
-    return [y.detach(), *torch.autograd.grad(y, given, grad)]
-
-
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -198,11 +193,13 @@ def test_what_is_no_number_spreads_as_in_pytorch(device, stride, value, place):
     for spoilt in (x, grad):
         kept = spoilt.clone()
         spoilt[0, 1, min(place[0], spoilt.shape[2] - 1), min(place[1], spoilt.shape[3] - 1)] = value
-        with use_backend("triton"):
-            ours = gradients(lambda x, w: depthwise_conv2d(x, w, stride=stride, padding=1), x, weight, grad)
-        theirs = gradients(
-            lambda x, w: reference.depthwise_conv2d(x, w, None, (stride, stride), (1, 1)), x, weight, grad
-        )
+        results = []
+        for backend in ("triton", "torch"):
+            given = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
+            with use_backend(backend):
+                y = depthwise_conv2d(*given, stride=stride, padding=1)
+            results.append([y.detach(), *torch.autograd.grad(y, given, grad)])
+        ours, theirs = results
         for one, other in zip(ours[:2], theirs[:2], strict=True):
             assert torch.equal(one.isnan(), other.isnan())
             assert torch.equal(one.isinf(), other.isinf())
@@ -212,34 +209,57 @@ def test_what_is_no_number_spreads_as_in_pytorch(device, stride, value, place):
         spoilt.copy_(kept)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+def poisoned(*shape: int, layout: torch.memory_format, device: torch.device) -> Tensor:
+    """Return values with something around them, in memory, that would show in every result."""
+    border = torch.full([size + 4 for size in shape], math.nan, device=device)
+    border = border.to(memory_format=layout) if len(shape) == 4 else border
+    inner = border[tuple(slice(2, -2) for _ in shape)]
+    inner.copy_(draw(*shape))
+    return inner
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), GEOMETRIES[:3] + GEOMETRIES[8:10])
 def test_nothing_beyond_the_image_is_read_or_written(
     device, triton, kernel, stride, padding, dilation, layout
 ):
-    """Around images, in memory, is what would show in every result."""
-
-    def poisoned(*shape):
-        border = torch.full([size + 4 for size in shape], math.nan, device=device)
-        border = border.to(memory_format=LAYOUTS[layout]) if len(shape) == 4 else border
-        inner = border[tuple(slice(2, -2) for _ in shape)]
-        inner.copy_(draw(*shape))
-        return inner
-
-    x = poisoned(2, 5, 9, 11).requires_grad_()
-    weight = poisoned(5, 1, *kernel).requires_grad_()
+    how = {"layout": layout, "device": device}
+    x, weight = (poisoned(*shape, **how).requires_grad_() for shape in ((2, 5, 9, 11), (5, 1, *kernel)))
     y = depthwise_conv2d(x, weight, None, stride, padding, dilation)
-    results = [y, *torch.autograd.grad(y, (x, weight), poisoned(*y.shape))]
+    results = [y, *torch.autograd.grad(y, (x, weight), poisoned(*y.shape, **how))]
     assert all(result.isfinite().all() for result in results)
 
 
-def test_two_runs_are_equal_to_the_bit(device, triton):
+WHOLE = ("inception 3 11", "partial 3", "max-blur")
+"""The operators that are no single convolution."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("name", WHOLE)
+def test_nor_by_the_other_operators(device, triton, name, layout):
+    operator, how = OPERATORS[name], {"layout": layout, "device": device}
+    shapes = [(2, 9, 7, 6), *operator.shapes(9)]
+    given = [poisoned(*shape, **how).requires_grad_() for shape in shapes]
+    y = operator.call(*given)
+    results = [y, *torch.autograd.grad(y, given, poisoned(*y.shape, **how))]
+    assert all(result.isfinite().all() for result in results)
+
+
+@pytest.mark.parametrize("name", ["3x3 stride 1", *WHOLE])
+def test_two_runs_are_equal_to_the_bit(device, triton, name):
+    operator = OPERATORS[name]
     x = draw(3, 24, 9, 11, device=device).to(memory_format=torch.channels_last)
-    weight, grad = draw(24, 1, 3, 3, device=device), draw(3, 24, 9, 11, device=device)
-    first, second = (
-        gradients(lambda x, w: depthwise_conv2d(x, w, padding=1), x, weight, grad) for _ in range(2)
-    )
+    given = [x, *(draw(*shape, device=device) for shape in operator.shapes(24))]
+    first, second = (gradients(operator, given) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def gradients(operator: Operator, given: list[Tensor]) -> list[Tensor]:
+    """Return the output and all gradients."""
+    given = [tensor.detach().requires_grad_() for tensor in given]
+    y = operator.call(*given)
+    grad = torch.empty_like(y).copy_(draw(*y.shape, dtype=y.dtype, device=y.device))
+    return [y.detach(), *torch.autograd.grad(y, given, grad)]
 
 
 def test_no_images(device, triton):
@@ -256,20 +276,13 @@ def test_no_images(device, triton):
     assert all(not weight.grad.any() for weight in weights)
 
 
-def test_places_that_32_bits_do_not_count(device, triton):
+@pytest.mark.parametrize("name", ["3x3 stride 1", *WHOLE])
+def test_places_that_32_bits_do_not_count(device, triton, name):
     """Two images lie more than 2**31 values apart, of memory that nobody touches."""
-    apart = 2**31 + 2**10
+    operator, apart = OPERATORS[name], 2**31 + 2**10
     storage = torch.empty(apart + 2**12, dtype=torch.bfloat16, device=device)
-
-    def far(*shape):
-        _, channels, _, width = shape
-        return storage.as_strided(shape, (apart, 1, width * channels, channels)).copy_(draw(*shape))
-
-    x = far(2, 8, 6, 7)
-    weight = draw(8, 1, 3, 3, dtype=torch.bfloat16, device=device)
-    near = x.contiguous(memory_format=torch.channels_last)
-    grad = draw(2, 8, 6, 7, dtype=torch.bfloat16, device=device).to(memory_format=torch.channels_last)
-    ours, same = (
-        gradients(lambda x, w: depthwise_conv2d(x, w, padding=1), image, weight, grad) for image in (x, near)
-    )
+    far = storage.as_strided((2, 8, 6, 7), (apart, 1, 56, 8)).copy_(draw(2, 8, 6, 7))
+    near = far.contiguous(memory_format=torch.channels_last)
+    weights = [draw(*shape, dtype=torch.bfloat16, device=device) for shape in operator.shapes(8)]
+    ours, same = (gradients(operator, [image, *weights]) for image in (far, near))
     assert all(torch.equal(one, other) for one, other in zip(ours, same, strict=True))

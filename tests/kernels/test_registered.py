@@ -99,6 +99,33 @@ def test_autocast_is_that_of_convolutions(device, triton, dtype):
     assert w.grad.dtype == torch.float32 and x.grad.dtype == torch.float32
 
 
+def test_distributed_data_parallel(device, triton, tmp_path):
+    network, x = Mixed().to(device), image(device, 2, 8, 6, 6)
+    plain = torch.autograd.grad(network(x).sum(), list(network.parameters()))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        nn.parallel.DistributedDataParallel(network)(x).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(network.parameters(), plain, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs are of a GPU")
+def test_cuda_graphs_replay_them(device, triton):
+    network, x = Mixed().to(device), image(device, 2, 8, 6, 6)
+    replayed = torch.cuda.make_graphed_callables(network, (x,))
+    other = image(device, 2, 8, 6, 6)
+    parameters = [other, *network.parameters()]
+    expected = Mixed()
+    expected.load_state_dict(network.state_dict())
+    expected = expected.to(device)
+    y = expected(other)
+    grads = torch.autograd.grad(y.sum(), [other, *expected.parameters()])
+    torch.testing.assert_close(replayed(other), y)
+    torch.testing.assert_close(torch.autograd.grad(replayed(other).sum(), parameters), grads)
+
+
 def test_checkpointing_computes_the_same_again(device, triton):
     network, x = Mixed().to(device), image(device, 2, 8, 6, 6)
     plain = torch.autograd.grad(network(x).sum(), x)[0]
