@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ OPERATIONS = {
     "mix": _triton.mix, "pool": _triton_pool.max_blur, "pool_input": _triton_pool.max_blur_input,
 }  # fmt: skip
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+# What else an operation is compiled for: backwards, or with nothing kept for the gradient.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "mix": [{}, {"BACK": True, "HAS_BIAS": False}],
+    "pool": [{}, {"SAVE": False}],
+}
 
 
 def constants(operation: str, size: tuple[int, ...], tile: _tiles.Tile, align: int) -> dict[str, Any]:
@@ -81,13 +89,15 @@ def compile_all(target: int, only: str | None) -> Iterator[dict[str, Any]]:
     for operation, rows in _tiles.read_tiles().items():
         if only not in (None, operation):
             continue
-        for size, tile in rows.items():
-            for dtype, bytes_ in TYPES.items():
-                values = constants(operation, size, tile, 16 // bytes_)
-                row = compile_kernel(OPERATIONS[operation], values, tile, dtype, target)
-                columns = size[1] if tile.keep and operation in ("forward", "input") else 1
-                row["images"] = -(-columns // size[2]) if operation == "input" else columns
-                yield {"name": f"{operation} {'x'.join(map(str, size))} {dtype}"} | row
+        for (size, tile), (dtype, bytes_), variant in product(
+            rows.items(), TYPES.items(), VARIANTS.get(operation, [{}])
+        ):
+            values = constants(operation, size, tile, 16 // bytes_) | variant
+            row = compile_kernel(OPERATIONS[operation], values, tile, dtype, target)
+            columns = size[1] if tile.keep and operation in ("forward", "input") else 1
+            row["images"] = -(-columns // size[2]) if operation == "input" else columns
+            name = " ".join([operation, "x".join(map(str, size)), dtype, *variant])
+            yield {"name": name} | row
 
 
 if __name__ == "__main__":
