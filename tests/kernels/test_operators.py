@@ -273,6 +273,8 @@ def test_no_images(device, triton):
     ):
         assert y.shape == x.shape
         y.sum().backward()
+    max_blur_pool2d(x).sum().backward()
+    assert max_blur_pool2d(x).shape == (0, 8, 3, 3) and x.grad.shape == x.shape
     assert all(not weight.grad.any() for weight in weights)
 
 

@@ -153,6 +153,8 @@ def check_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor |
     """
     if x.dim() != 4:
         raise UserError(f"the input must be [N, C, H, W], not {_shape(x)}")
+    if not x.is_floating_point():
+        raise UserError(f"the input {_shape(x)} must be of a floating-point type, not {x.dtype}")
     for weight, bias in zip(weights, biases, strict=True):
         if weight.dim() != 4 or weight.shape[1] != 1:
             raise UserError(f"a depthwise weight is [C, 1, kH, kW], not {_shape(weight)}")
@@ -185,9 +187,9 @@ def _sides(weight: Tensor) -> Pair:
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     """Return a value for each axis."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise UserError(f"{name} {value} must be one or two whole numbers of at least {least}")
+    pair = value if isinstance(value, list | tuple) else (value, value)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
+        raise UserError(f"{name} {value!r} must be one or two whole numbers of at least {least}")
     return pair[0], pair[1]
 
 
