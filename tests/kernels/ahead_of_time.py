@@ -1,7 +1,7 @@
 """Compile every kernel of the table for a GPU that is not there: `python ahead_of_time.py 90 [operation]`.
 
-Prints a JSON line for each: its name, registers, bytes of stack (what did not fit into registers) and the
-bytes that each load of a thread takes. It is a process of its own since Triton must not be interpreting.
+Prints a JSON line for each: its name, registers, bytes of stack (what did not fit into registers), bytes of
+shared memory and those that each load of a thread takes. It is a process of its own since Triton must not be interpreting.
 """
 
 import json
@@ -60,7 +60,10 @@ def compile_kernel(kernel: Any, values: dict[str, Any], tile: _tiles.Tile, dtype
     signature, known, aligned = {}, dict(values), {}
     for place, name in enumerate(kernel.arg_names):
         if name.endswith("_ptr"):
-            signature[name] = {"out_ptr": "*fp32", "code_ptr": "*u8"}.get(name, f"*{dtype}")
+            packed = not values.get("KEEP", True) and re.fullmatch("w[012]?_ptr", name)
+            signature[name] = {"out_ptr": "*fp32", "code_ptr": "*u8"}.get(
+                name, "*fp32" if packed else f"*{dtype}"
+            )
             aligned[(place,)] = [["tt.divisibility", 16]]
         elif name in values or re.fullmatch("([xyg]|dx)_c", name):
             signature[name] = "constexpr"
@@ -81,7 +84,12 @@ def compile_kernel(kernel: Any, values: dict[str, Any], tile: _tiles.Tile, dtype
     assert found, usage.stderr
     loads = re.findall(r"ld\.global\S*?((?:\.v\d)?)\.b(\d+)", compiled.asm["ptx"])
     widths = sorted(int(vector[2:] or 1) * int(bits) // 8 for vector, bits in loads)
-    return {"registers": int(found[1]), "stack": int(found[2]) + int(found[3]), "loads": widths}
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]) + int(found[3]),
+        "shared": compiled.metadata.shared,
+        "loads": widths,
+    }
 
 
 def compile_all(target: int, only: str | None) -> Iterator[dict[str, Any]]:
@@ -97,7 +105,7 @@ def compile_all(target: int, only: str | None) -> Iterator[dict[str, Any]]:
             columns = size[1] if tile.keep and operation in ("forward", "input") else 1
             row["images"] = -(-columns // size[2]) if operation == "input" else columns
             name = " ".join([operation, "x".join(map(str, size)), dtype, *variant])
-            yield {"name": name} | row
+            yield {"name": name, "packed": not tile.keep} | row
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_the_table_is_written_as_it_was_read():
     table = _tiles.read_table()
     text = tune.dump(table)
     assert json.loads(text) == table
-    assert '"5x5x1": {"places": 1024, "keep": false}' in text
+    assert '"5x5x1": {"channels": 32, "warps": 2, "keep": false}' in text
     assert all(len(line) < 130 for line in text.splitlines())
     rows = {
         "x".join(map(str, size)): tune.changed(tile) for size, tile in _tiles.read_tiles()["input"].items()

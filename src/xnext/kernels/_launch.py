@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xnext.kernels._geometry import MAX_BLUR, Geometry, Pair, empty_like
-from xnext.kernels._tiles import find_tile
+from xnext.kernels._tiles import Tile, find_tile
 from xnext.kernels._triton import correlate, correlate_weight
 from xnext.kernels._triton import mix as mix_kernel
 from xnext.kernels._triton_pool import max_blur as max_blur_kernel
@@ -91,16 +91,14 @@ def _correlate(
     columns, tiles = -(-channels // block_c), -(-across // block_a) * phases_a
     rows = tile.strip(length, columns * tiles * images * phases_s)
     strips = -(-length // rows)
-    taps = weight[:, 0].permute(1 + s, 1 + a, 0)
-    if not tile.keep:
-        taps = taps.contiguous()
     align = _alignment(x, y)
+    taps, steps = _taps(weight, (1 + s, 1 + a, 0), tile, align)
     (x_base, *x_place), (y_base, *y_place) = _place(x, s, a, align), _place(y, s, a, align)
     with _on(x):
         correlate[columns, tiles, images * strips * phases_s](
             x_base, taps, taps if bias is None else bias, y_base,
             channels // align, x.shape[2 + s], x.shape[2 + a], y.shape[2 + s], y.shape[2 + a],
-            *x_place, *y_place, *taps.stride(), 0, pad_s, pad_a, rows, strips,
+            *x_place, *y_place, *steps, 0, pad_s, pad_a, rows, strips,
             TAPS_S=taps_s, TAPS_A=taps_a, STRIDE_S=stride_s, STRIDE_A=stride_a,
             DILATION_S=dilation_s, DILATION_A=dilation_a, BACK=back, HAS_BIAS=bias is not None,
             KEEP=tile.keep, ALIGN=align, WIDE=_is_wide(x, y), BLOCK_A=block_a, BLOCK_C=block_c,
@@ -132,18 +130,16 @@ def mix(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, back:
     columns, tiles = passing + len(weights) * mixed, -(-longest // block_a)
     rows = tile.strip(max(height, longest), columns * tiles * images)
     strips = -(-max(height, longest if band else 0) // rows)
-    taps = [weight[:, 0].permute(order) for weight, order in zip(weights, _ORDERS, strict=False)]
-    if not tile.keep:
-        taps = [tap.contiguous() for tap in taps]
-    taps += taps[:1] * (3 - len(taps))  # a kernel's arguments are always there
-    offsets = [*biases, *taps][:3] if biases else taps
     align = gcd(_alignment(x, y), identity, width)
+    taps = [_taps(weight, order, tile, align) for weight, order in zip(weights, _ORDERS, strict=False)]
+    taps += taps[:1] * (3 - len(taps))  # a kernel's arguments are always there
+    offsets = [*biases, *(tap for tap, _ in taps)][:3]
     (x_base, *x_place), (y_base, *y_place) = _place(x, 0, 1, align), _place(y, 0, 1, align)
     with _on(x):
         mix_kernel[columns, tiles, images * strips](
-            x_base, y_base, *(part for pair in zip(taps, offsets, strict=True) for part in pair),
+            x_base, y_base, *(one for (tap, _), b in zip(taps, offsets, strict=True) for one in (tap, b)),
             identity // align, width // align, height, length, *x_place, *y_place,
-            *(step for tap in taps for step in tap.stride()), 0, rows, strips, passing, mixed,
+            *(step for _, steps in taps for step in steps), 0, rows, strips, passing, mixed,
             SQUARE=square, BAND=band, BACK=back, HAS_BIAS=bool(biases), KEEP=tile.keep,
             ALIGN=align, WIDE=_is_wide(x, y), BLOCK_A=block_a, BLOCK_C=block_c, num_warps=tile.warps,
         )  # fmt: skip
@@ -194,6 +190,21 @@ def max_blur_backward_input(grad: Tensor, codes: Tensor) -> Tensor:
             BLOCK_A=block_a, BLOCK_C=block_c, num_warps=tile.warps,
         )  # fmt: skip
     return x
+
+
+def _taps(
+    weight: Tensor, order: tuple[int, int, int], tile: Tile, align: int
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """Return a weight [C, 1, kH, kW] as [taps along the strips, across, C], with strides for a kernel.
+
+    Taps that do not stay in registers are read again and again: they are packed, and converted once.
+    """
+    taps = weight[:, 0].permute(order)
+    if tile.keep:
+        return taps, taps.stride()  # type: ignore[return-value]
+    taps = taps.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    s, a, c = taps.stride()
+    return taps, (s // align, a // align, c)
 
 
 def _turn(geometry: Geometry) -> tuple[Pair, Pair, Pair, Pair]:

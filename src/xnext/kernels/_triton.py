@@ -80,8 +80,10 @@ def _add_column(
 
 
 @triton.jit
-def _write(row, y_ptr, place, y_size_s, y_s, ok):
-    """Write a row of the output, if there is such a row."""
+def _write(row, b_ptr, c_ok, y_ptr, place, y_size_s, y_s, ok, HAS_BIAS: tl.constexpr):
+    """Write a row of the output, if there is such a row; the bias takes no registers before that."""
+    if HAS_BIAS:
+        row += tl.load(b_ptr, c_ok, 0.0).to(tl.float32)[None, :]
     tl.store(y_ptr + place * y_s, row.to(y_ptr.dtype.element_ty), ok & (place < y_size_s))
 
 
@@ -131,8 +133,6 @@ def correlate_strip(
             t = tap_a + NEXT * SKIP_A * (k % COUNT_A)
             weights += (_tap(w_ptr, s, t, w_s, w_a, c_ok, TAPS_S, TAPS_A),)
     zero = tl.zeros((a.shape[0], c.shape[0]), tl.float32)
-    if HAS_BIAS:
-        zero += tl.load(b_ptr + c, c_ok, 0.0).to(tl.float32)[None, :]
     sums = ()
     for _ in tl.static_range(RING):
         sums += (zero,)
@@ -167,11 +167,13 @@ def correlate_strip(
                         APART_A, NEXT, KEEP,
                     )  # fmt: skip
         done = start + t - (RING - 1)
-        _write(sums[0], y_ptr, done * MOVE_S + phase_s, y_size_s, y_s, y_ok & (done >= start))
+        ok = y_ok & (done >= start)
+        _write(sums[0], b_ptr + c, c_ok, y_ptr, done * MOVE_S + phase_s, y_size_s, y_s, ok, HAS_BIAS)
         sums = sums[1:] + (zero,)
     for t in range(below, end):
         done = start + t - (RING - 1)
-        _write(sums[0], y_ptr, done * MOVE_S + phase_s, y_size_s, y_s, y_ok & (done >= start))
+        ok = y_ok & (done >= start)
+        _write(sums[0], b_ptr + c, c_ok, y_ptr, done * MOVE_S + phase_s, y_size_s, y_s, ok, HAS_BIAS)
         sums = sums[1:] + (zero,)
 
 
@@ -202,6 +204,8 @@ def correlate(
     if WIDE:
         c, tile, strip, image = c.to(tl.int64), tile.to(tl.int64), strip.to(tl.int64), image.to(tl.int64)
     a = tile // PHASES_A * BLOCK_A + tl.arange(0, BLOCK_A)
+    if not KEEP:
+        w_s, w_a = w_s * ALIGN, w_a * ALIGN
     correlate_strip(
         x_ptr + (x_first + image * x_n) * ALIGN, w_ptr, b_ptr, y_ptr + (y_first + image * y_n) * ALIGN,
         c, c < channels * ALIGN, a, strip // PHASES_S * rows, rows,
@@ -255,6 +259,9 @@ def mix(
     x_ptr += (x_first + image * x_n) * ALIGN
     y_ptr += (y_first + image * y_n) * ALIGN
     start = strip * rows
+    if not KEEP:
+        w0_s, w0_a, w1_s, w1_a = w0_s * ALIGN, w0_a * ALIGN, w1_s * ALIGN, w1_a * ALIGN
+        w2_s, w2_a = w2_s * ALIGN, w2_a * ALIGN
     if column < passing:
         c = column * BLOCK_C + tl.arange(0, BLOCK_C)
         _copy_strip(
