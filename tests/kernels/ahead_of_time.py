@@ -1,7 +1,8 @@
 """Compile every kernel of the table for a GPU that is not there: `python ahead_of_time.py 90 [operation]`.
 
 Prints a JSON line for each: its name, registers, bytes of stack (what did not fit into registers), bytes of
-shared memory and those that each load of a thread takes. It is a process of its own since Triton must not be interpreting.
+shared memory and those that each load of a thread takes. It is a process of its own since Triton must not be
+interpreting.
 """
 
 import json
