@@ -264,7 +264,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("PyTorch finds no GPU here")
+        print("benchmarks.depthwise: error: PyTorch finds no GPU here", file=sys.stderr)
+        return 2
     if arguments.batch_size < 1:
         parser.error(f"--batch-size is {arguments.batch_size} and must be at least 1")
     result = run(arguments.batch_size, arguments.dtype, only=arguments.only)

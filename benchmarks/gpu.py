@@ -215,7 +215,8 @@ def main() -> int:
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown parts {', '.join(unknown)}; choose from {', '.join(PARTS)}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch finds no GPU here")
+        print("benchmarks.gpu: error: PyTorch finds no GPU here", file=sys.stderr)
+        return 2
     failed = False
     for part in arguments.parts or PARTS:
         started = time.perf_counter()

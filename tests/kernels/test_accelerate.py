@@ -11,10 +11,11 @@ import timm
 import torch
 import torchvision
 from rich.console import Console
+from torch.nn.utils import prune
 
 import xnext
 from xnext.errors import UserError
-from xnext.kernels import _backend, accelerate, use_backend
+from xnext.kernels import _backend, accelerate, functional, use_backend
 from xnext.training import Run, TrainConfig, train
 from xnext.training.setup import prepare
 from xnext.training.trainer import Trainer
@@ -77,6 +78,45 @@ def test_layers_that_are_no_plain_depthwise_convolutions_stay():
         timm.create_model("tf_efficientnet_b0").blocks[1][0].conv_dw,
     )
     assert accelerate(layers) == {}
+
+
+def changed(name: str) -> torch.nn.Module:
+    """Return timm's mixer with something about one of its layers that must not be passed over."""
+    mixer = timm.models.inception_next.InceptionDWConv2d(16)
+    if name == "class":
+
+        class Twice(torch.nn.Conv2d):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        mixer.dwconv_hw = Twice(2, 2, 3, padding=1, groups=2)
+    elif name == "hook":
+        mixer.dwconv_hw.register_forward_hook(lambda module, inputs, y: y * 0)
+    else:
+        prune.random_unstructured(mixer.dwconv_hw, "weight", 0.5)
+    return mixer
+
+
+@pytest.mark.parametrize("name", ["class", "hook", "pruned"])
+def test_mixers_whose_layers_were_changed_are_not_taken_as_a_whole(name):
+    mixer, x = changed(name), torch.randn(1, 16, 8, 8)
+    expected = mixer(x)
+    replaced = accelerate(mixer)
+    assert "" not in replaced and "dwconv_w" in replaced
+    assert torch.equal(mixer(x), expected)
+
+
+def test_single_images_and_symbolic_traces(device):
+    layer = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4, padding=1)).to(device)
+    x = torch.randn(2, 4, 6, 6, device=device)
+    expected = layer(x)
+    accelerate(layer)
+    torch.testing.assert_close(layer(x[0]), expected[0])
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), expected)
+    model = timm.create_model("inception_next_atto").eval()
+    accelerate(model)
+    nodes = {node.target for node in torch.fx.symbolic_trace(model.stages[0].blocks[0]).graph.nodes}
+    assert functional.inception_dwconv2d in nodes
 
 
 def test_copies_pickles_and_hooks_go_on(device):

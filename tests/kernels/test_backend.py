@@ -1,5 +1,6 @@
 """Who computes an operator, and what is said to those who ask for what cannot be."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,33 @@ def test_triton_raises_where_it_cannot_and_auto_falls_back(x, weight, how, reaso
     assert str(caught.value).startswith("backend triton: ") and reason in str(caught.value)
 
 
+def test_other_devices_and_forward_derivatives_are_left_to_pytorch(device):
+    assert depthwise_conv2d(X.to("meta"), WEIGHT.to("meta"), padding=np.int64(1)).shape == X.shape
+    x, weight = X.to(device), WEIGHT.to(device)
+
+    def run(x):
+        return depthwise_conv2d(x, weight)
+
+    expected = torch.func.jvp(run, (x,), (x,))[1]
+    torch.testing.assert_close(expected, run(x), rtol=1e-4, atol=1e-5)
+    with use_backend("triton"), pytest.raises(UserError, match="it has no forward-mode derivatives"):
+        torch.func.jvp(run, (x,), (x,))
+
+
+def test_under_autocast_float64_does_not_go_with_others():
+    with torch.autocast("cpu"), pytest.raises(UserError, match=r"\[8, 1, 3, 3\] torch.float64"):
+        depthwise_conv2d(X, WEIGHT.double())
+
+
+def test_a_mixer_of_which_some_groups_have_a_bias(device, triton):
+    x = X.to(device)
+    hw, w, h = (torch.randn(2, 1, *sides, device=device) for sides in ((3, 3), (1, 5), (5, 1)))
+    bias = torch.randn(2, device=device)
+    y = inception_dwconv2d(x, hw, None, w, bias, h, None)
+    with use_backend("torch"):
+        torch.testing.assert_close(y, inception_dwconv2d(x, hw, None, w, bias, h, None))
+
+
 def test_without_triton_or_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(_backend, "INTERPRETED", False)
     with use_backend("triton"), pytest.raises(UserError, match="cpu is no NVIDIA or AMD GPU"):
@@ -118,12 +146,17 @@ def test_without_triton_or_a_gpu_it_says_so(monkeypatch):
         (lambda: depthwise_conv2d(X, WEIGHT[:4]), "is for 4 channels, and the input is [2, 8, 6, 6]"),
         (lambda: depthwise_conv2d(X, torch.randn(8, 8, 3, 3)), "[C, 1, kH, kW], not [8, 8, 3, 3]"),
         (lambda: depthwise_conv2d(X, WEIGHT, torch.zeros(7)), "bias [7] does not go with weight [8,"),
-        (lambda: depthwise_conv2d(X, WEIGHT.half()), "is torch.float32, weight or bias torch.float16"),
-        (lambda: depthwise_conv2d(X, WEIGHT.to("meta")), "the input is on cpu, weight or bias on meta"),
+        (lambda: depthwise_conv2d(X, WEIGHT.half()), "weight or bias [8, 1, 3, 3] torch.float16"),
+        (lambda: depthwise_conv2d(X, WEIGHT.to("meta")), "is on cpu, weight or bias [8, 1, 3, 3] on meta"),
         (lambda: depthwise_conv2d(X, WEIGHT, padding=-1), "padding -1 must be"),
         (lambda: depthwise_conv2d(X, WEIGHT, stride=0), "stride 0 must be"),
         (lambda: depthwise_conv2d(X, WEIGHT, padding="same"), "padding 'same' must be"),
         (lambda: depthwise_conv2d(X, WEIGHT, padding=0.5), "padding 0.5 must be"),
+        (lambda: depthwise_conv2d(X, WEIGHT, padding=True), "padding True must be"),
+        (lambda: depthwise_conv2d(X, WEIGHT[:, :, :0]), "[C, 1, kH, kW], not [8, 1, 0, 3]"),
+        (lambda: depthwise_conv2d(X[:, :0], WEIGHT[:0]), "[2, 0, 6, 6] has no channels"),
+        (lambda: max_blur_pool2d(X[:, :0]), "[2, 0, 6, 6] has no channels"),
+        (lambda: depthwise_conv2d(X.to("meta"), WEIGHT.half().to("meta")), "[8, 1, 3, 3] torch.float16"),
         (lambda: depthwise_conv2d(X.long(), WEIGHT.long()), "[2, 8, 6, 6] must be of a floating-point type"),
         (lambda: max_blur_pool2d(X.int()), "[2, 8, 6, 6] must be of a floating-point type"),
         (lambda: depthwise_conv2d(X, WEIGHT, dilation=(1, 1, 1)), "dilation (1, 1, 1) must be"),

@@ -141,6 +141,21 @@ def test_the_kernels_compute_what_they_can(device, monkeypatch, name, used):
     torch.testing.assert_close(y, fused(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["xception_debug", "inceptionnext_debug"])
+def test_a_fused_network_is_fused_no_more(name):
+    fused, x = xnext.fuse(trained(name)), torch.randn(2, 3, 32, 32)
+    again = xnext.fuse(fused)
+    assert again is not fused and torch.equal(again(x), fused(x))
+
+
+@pytest.mark.parametrize("name", ["nexception_debug", "nexception_tp_debug"])
+def test_what_is_left_of_norms_learns_nothing(name):
+    fused, x = xnext.fuse(trained(name)), torch.randn(2, 3, 32, 32)
+    expected = fused(x)
+    fused.train()(x)
+    assert torch.equal(fused.eval()(x), expected)
+
+
 def test_bf16(device):
     model = trained("nexception_debug").to(device)
     x = torch.randn(2, 3, 32, 32, device=device)

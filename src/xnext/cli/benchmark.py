@@ -52,6 +52,8 @@ def _run(arguments: Namespace) -> int:
         raise UserError(f"--dtype {arguments.dtype!r} is unknown.{suggest(arguments.dtype, DTYPES)}")
     if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
         raise UserError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
+    if arguments.output is not None and arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output} is a folder; give the name of a file")
     for name in (*arguments.models, *arguments.against):
         check_network(name)
     if arguments.threads is not None:

@@ -128,6 +128,7 @@ class Row:
 
     Attributes:
         network: Its name.
+        image_size: Pixels a side.
         way: What was measured.
         layout: ``NHWC`` or ``NCHW``.
         dtype: ``fp32`` or ``bf16``.
@@ -140,6 +141,7 @@ class Row:
     """
 
     network: str
+    image_size: int
     way: str
     layout: str
     dtype: str
@@ -155,6 +157,7 @@ class _Subject:
     """A network in one way, ready to be called; and whether it has the weights of the others."""
 
     network: str
+    image_size: int
     way: Way
     call: Callable[[], list[Tensor]]
     same: bool = True
@@ -246,7 +249,7 @@ def _prepare(network: str, model: Any, plan: Plan, ways: Sequence[Way], same: bo
     """Return a network in all its ways."""
     size = plan.image_size or model.pretrained_cfg["input_size"][-1]
     check_image_size(model, size, network)
-    return [_Subject(network, way, _call(way, model, plan, size), same) for way in ways]
+    return [_Subject(network, size, way, _call(way, model, plan, size), same) for way in ways]
 
 
 def _call(way: Way, model: nn.Module, plan: Plan, size: int) -> Callable[[], list[Tensor]]:
@@ -299,7 +302,7 @@ def _measure(
         error = max(map(_error, result, results[0])) if subject.same else None
         way = subject.way
         yield Row(
-            subject.network, way.name, way.layout, way.dtype,
+            subject.network, subject.image_size, way.name, way.layout, way.dtype,
             round(median, 1), round(slow, 1), round(fast, 1), error, peak,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from xnext.errors import UserError, suggest
 from xnext.kernels._geometry import Geometry
@@ -70,8 +71,10 @@ def why_not(x: Tensor, weight: Tensor | None, geometry: Geometry) -> str | None:
     """Return why the Triton kernel cannot compute this, or None if it can."""
     if not HAS_TRITON:
         return "Triton is not installed"
-    if x.device.type != "cuda" and not INTERPRETED:
+    if x.device.type != "cuda" and not (INTERPRETED and x.device.type == "cpu"):
         return f"{x.device.type} is no NVIDIA or AMD GPU"
+    if forward_ad._current_level >= 0:
+        return "it has no forward-mode derivatives"
     dtype = effective_dtype(x)
     if dtype not in DTYPES:
         return f"it has no {str(dtype).removeprefix('torch.')}"
@@ -101,6 +104,8 @@ def winner(name: str, dtype: torch.dtype, training: bool) -> str:
 def effective_dtype(x: Tensor) -> torch.dtype:
     """Return the type in which a tensor takes part, which is another under autocast."""
     kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return x.dtype
     if x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype

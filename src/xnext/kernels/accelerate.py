@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from timm.layers import BlurPool2d as TimmBlurPool2d
 from timm.models import inception_next
 from torch import Tensor, nn
@@ -18,14 +19,18 @@ from xnext.models.metanext import InceptionDWConv2d, PartialDWConv2d
 
 # Layers change their class and nothing else: hooks, parameters, copies and pickles go on as before.
 
+# A symbolic trace keeps them as they are, since they look at sizes.
+for _name in ("_convolve", "inception_dwconv2d", "max_blur_pool2d", "partial_depthwise_conv2d"):
+    torch.fx.wrap(_name)
+
 
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise ``nn.Conv2d`` that ``depthwise_conv2d`` computes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve each channel of (B, C, H, W) with its own kernel."""
+        """Convolve each channel of (B, C, H, W), or of a single image, with its own kernel."""
         assert not isinstance(self.padding, str), "a layer with padding in words is not taken"
-        return depthwise_conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        return _convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
 
 
 class _OnePass(nn.Module):
@@ -61,11 +66,18 @@ class MaxBlurPool2d(nn.Sequential):
         return max_blur_pool2d(x)
 
 
+def _convolve(x: Tensor, *rest: Any) -> Tensor:
+    """Convolve an image batch, or as ``nn.Conv2d`` does a single image (C, H, W)."""
+    return depthwise_conv2d(x, *rest) if x.dim() != 3 else depthwise_conv2d(x[None], *rest)[0]
+
+
 def accelerate(model: nn.Module) -> dict[str, str]:
     """Let ``xnext.kernels`` compute the depthwise convolutions and blur poolings of any network, in place.
 
     Nothing else changes: parameters, their names, hooks and training go on. Who computes them is up to
-    ``use_backend``; with ``auto``, and where nothing was measured to be faster, it is PyTorch as before.
+    ``use_backend``; with ``auto``, and where nothing was measured to be faster, it is PyTorch as before. A
+    mixer becomes one pass unless its layers have hooks or weights that are computed; those that are added
+    later to layers inside it do not run. TorchScript does not take accelerated networks.
 
     Args:
         model: This project's, timm's, torchvision's or any other; also one that is accelerated already.
@@ -100,10 +112,21 @@ def _is_depthwise(module: Any) -> bool:
     )
 
 
-def _keeps_size(module: Any) -> bool:
-    """Return whether a layer is such a convolution with an odd kernel, which changes no size."""
+def _is_untouched(module: Any) -> bool:
+    """Return whether calling a layer does nothing but what its class says, from its own weights."""
     return (
-        _is_depthwise(module)
+        not module._forward_hooks
+        and not module._forward_pre_hooks
+        and all(name in module._parameters for name in ("weight", "bias") if hasattr(module, name))
+    )
+
+
+def _keeps_size(module: Any) -> bool:
+    """Return whether a layer inside a mixer is such a convolution, untouched, which changes no size."""
+    return (
+        type(module) in (nn.Conv2d, DepthwiseConv2d)
+        and _is_depthwise(module)
+        and _is_untouched(module)
         and module.stride == module.dilation == (1, 1)
         and all(side % 2 for side in module.kernel_size)
         and module.padding == tuple(side // 2 for side in module.kernel_size)
@@ -127,7 +150,7 @@ def _is_partial(mixer: Any) -> bool:
 
 def _is_max_blur(layers: Any) -> bool:
     """Return whether layers are a 3x3 max pooling and a blur of stride 2, of this project or timm's."""
-    if len(layers) != 2 or type(layers[0]) is not nn.MaxPool2d:
+    if len(layers) != 2 or type(layers[0]) is not nn.MaxPool2d or not all(map(_is_untouched, layers)):
         return False
     pool, blur = layers
     sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)

@@ -1,13 +1,14 @@
 """The operators as users call them: checked, and computed by whoever is faster."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from xnext.errors import UserError
 from xnext.kernels import _ops, reference
-from xnext.kernels._backend import takes_triton
+from xnext.kernels._backend import effective_dtype, takes_triton
 from xnext.kernels._geometry import MAX_BLUR, Geometry, Pair
 
 
@@ -73,7 +74,7 @@ def inception_dwconv2d(
     Args:
         x: ``[N, C, H, W]``, its layout as for ``depthwise_conv2d``.
         weight_hw: ``[G, 1, k, k]``, ``k`` odd, with ``3 G`` at most ``C``.
-        bias_hw: ``[G]``, or None; all three groups have one or none has.
+        bias_hw: ``[G]``, or None.
         weight_w: ``[G, 1, 1, b]``, ``b`` odd.
         bias_w: As ``bias_hw``.
         weight_h: ``[G, 1, b, 1]``.
@@ -96,8 +97,10 @@ def inception_dwconv2d(
         )
     _check_mixed(x, weights)
     parts = [(weight, _same(weight)) for weight in weights]
-    if _all_or_none(biases) and takes_triton(f"inception {side} {band}", x, *parts):
-        return _ops.mix(x, weights, [bias for bias in biases if bias is not None])
+    if takes_triton(f"inception {side} {band}", x, *parts):
+        if all(bias is None for bias in biases):
+            return _ops.mix(x, weights, [])
+        return _ops.mix(x, weights, [weight_hw.new_zeros(group) if b is None else b for b in biases])
     return reference.inception_dwconv2d(x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h)
 
 
@@ -153,18 +156,24 @@ def check_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor |
     """
     if x.dim() != 4:
         raise UserError(f"the input must be [N, C, H, W], not {_shape(x)}")
+    if not x.shape[1]:
+        raise UserError(f"the input {_shape(x)} has no channels")
     if not x.is_floating_point():
         raise UserError(f"the input {_shape(x)} must be of a floating-point type, not {x.dtype}")
     for weight, bias in zip(weights, biases, strict=True):
-        if weight.dim() != 4 or weight.shape[1] != 1:
+        if weight.dim() != 4 or weight.shape[1] != 1 or not all(weight.shape):
             raise UserError(f"a depthwise weight is [C, 1, kH, kW], not {_shape(weight)}")
         if bias is not None and tuple(bias.shape) != (len(weight),):
             raise UserError(f"bias {_shape(bias)} does not go with weight {_shape(weight)}")
     for tensor in (*weights, *(bias for bias in biases if bias is not None)):
         if tensor.device != x.device:
-            raise UserError(f"the input is on {x.device}, weight or bias on {tensor.device}")
-        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise UserError(f"the input is {x.dtype}, weight or bias {tensor.dtype}")
+            raise UserError(
+                f"the input {_shape(x)} is on {x.device}, weight or bias {_shape(tensor)} on {tensor.device}"
+            )
+        if effective_dtype(tensor) != effective_dtype(x):
+            raise UserError(
+                f"the input {_shape(x)} is {x.dtype}, weight or bias {_shape(tensor)} {tensor.dtype}"
+            )
 
 
 def _check_mixed(x: Tensor, weights: Sequence[Tensor]) -> None:
@@ -177,10 +186,6 @@ def _same(weight: Tensor) -> Geometry:
     return Geometry(_sides(weight), padding=reference.same_padding(weight))
 
 
-def _all_or_none(biases: Sequence[Tensor | None]) -> bool:
-    return len({bias is None for bias in biases}) == 1
-
-
 def _sides(weight: Tensor) -> Pair:
     return weight.shape[2], weight.shape[3]
 
@@ -188,9 +193,10 @@ def _sides(weight: Tensor) -> Pair:
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     """Return a value for each axis."""
     pair = value if isinstance(value, list | tuple) else (value, value)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
+    whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in pair)
+    if len(pair) != 2 or not whole or min(pair) < least:
         raise UserError(f"{name} {value!r} must be one or two whole numbers of at least {least}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def _shape(tensor: Tensor) -> str:

@@ -67,6 +67,14 @@ class FusedConv2d(nn.Conv2d):
         return super().forward(x)
 
 
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that could not be folded, and that never learns statistics again."""
+
+    def train(self, mode: bool = True) -> "FixedBatchNorm2d":
+        """Stay as it is."""
+        return super().train(False)
+
+
 class FusedMixer(nn.Module):
     """A mixer of a part of the channels: in one pass by Triton, or written into a copy on a CPU.
 
@@ -153,11 +161,11 @@ def fuse(model: nn.Module) -> nn.Module:
     them.
 
     Args:
-        model: A network of this project.
+        model: A network of this project, fused or not.
 
     Returns:
         A network in evaluation mode, to be called, exported and compiled like any other. It cannot be
-        trained, and its weights have other names.
+        trained, its weights have other names, and hooks on its layers may see memory that is used again.
 
     Raises:
         UserError: It is another network.
@@ -165,8 +173,14 @@ def fuse(model: nn.Module) -> nn.Module:
     if not isinstance(model, Network):
         raise UserError(f"fuse takes networks of xnext.create_model, not {type(model).__name__}")
     fused = copy.deepcopy(model).eval()
+    if any(isinstance(module, FusedConv2d) for module in fused.modules()):
+        return fused
     accelerate(fused)
-    return _fuse_children(fused).requires_grad_(False)
+    _fuse_children(fused)
+    for module in fused.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = FixedBatchNorm2d
+    return fused.requires_grad_(False)
 
 
 def _fuse_children(module: nn.Module) -> nn.Module:

@@ -204,6 +204,11 @@ def tune(only: str | None, device: torch.device, measure: Measure, shape: Sequen
     return table
 
 
+def _fail(reason: str) -> int:
+    print(f"xnext.kernels.tune: error: {reason}", file=sys.stderr)
+    return 2
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(
@@ -214,12 +219,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="instead of the table that is installed")
     arguments = parser.parse_args(words)
     if not torch.cuda.is_available():
-        parser.error("PyTorch finds no GPU here")
+        return _fail("PyTorch finds no GPU here")
     device = torch.device("cuda", torch.cuda.current_device())
     path = arguments.output or Path(str(resources.files("xnext.kernels") / "tiles.json"))
 
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        parser.error(f"cannot write {path}: give another place as --output")
+        return _fail(f"cannot write {path}: give another place as --output")
 
     def measure(call: Call) -> float:
         return statistics.median(time_calls(call, device, calls=15))
