@@ -158,7 +158,8 @@ def first_steps(config: TrainConfig, steps: int) -> tuple[list[float], dict[str,
 # magnify rounding, and with larger steps PyTorch differs from itself in another memory layout.
 ON_GPU = torch.cuda.is_available()
 SIZES = {"image_size": 32, "batch_size": 32} if ON_GPU else {"image_size": 16, "batch_size": 4}
-LEARNING_RATES = dict.fromkeys(DEBUG, 1e-3 if ON_GPU else 1e-4) | {"xception_debug": 1e-5}
+LEARNING_RATES = dict.fromkeys(DEBUG, 1e-3 if ON_GPU else 1e-4)
+LEARNING_RATES |= dict.fromkeys(("nexception_debug", "xception_debug"), 1e-5)
 
 
 def both_trainings(config, steps: int, **options) -> list[tuple[list[float], dict[str, torch.Tensor]]]:
