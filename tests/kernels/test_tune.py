@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
-from xnext.kernels import _tiles, tune
+from xnext.kernels import _backend, _tiles, tune
 from xnext.kernels._operators import OPERATORS
 
 ON_GPU = torch.cuda.is_available()
@@ -62,7 +63,7 @@ def test_every_row_can_be_measured(device, tiles, operation):
 def test_a_tile_that_is_too_large_is_not_chosen(device, tiles):
     def measure(call: Callable[[], object]) -> float:
         if tiles["pool"][3, 3, 2].places > 512:
-            raise RuntimeError("out of resource: shared memory")
+            raise OutOfResources(300_000, 232_448, "shared memory")
         return 1 / tiles["pool"][3, 3, 2].places
 
     assert tune.tune_tile("pool", (3, 3, 2), lambda: None, measure).places == 512
@@ -103,6 +104,18 @@ def test_the_table_is_written_as_it_was_read():
         "x".join(map(str, size)): tune.changed(tile) for size, tile in _tiles.read_tiles()["input"].items()
     }
     assert rows == table["tiles"]["input"]
+
+
+def test_a_new_table_counts_at_once(monkeypatch, tmp_path):
+    """The same process may go on to measure networks with it."""
+    path = tmp_path / "tiles.json"
+    monkeypatch.setattr(_tiles.resources, "files", lambda package: tmp_path)
+    tune.write_table(path, _tiles.read_table() | {"winners": {"9.0": {"a": 1}}})
+    try:
+        assert _backend._winners((9, 0)) == {"a": 1}
+    finally:
+        _tiles.read_table.cache_clear()
+        _tiles.read_tiles.cache_clear()
 
 
 @pytest.mark.skipif(ON_GPU, reason="would measure")

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from xnext._files import write_atomic
 from xnext._timing import rotate, time_calls
@@ -104,9 +105,7 @@ def tune_tile(operation: str, size: Size, call: Call, measure: Measure) -> Tile:
         rows[size] = tile
         try:
             return measure(call)
-        except Exception as error:  # a tile may be too large for the GPU
-            if "out of resource" not in str(error):
-                raise
+        except OutOfResources:  # of registers or shared memory: the tile is too large for this GPU
             return float("inf")
 
     rows[size] = improve(rows[size], used(operation), seconds)
@@ -169,6 +168,13 @@ def dump(table: dict[str, Any]) -> str:
     return short.sub(lambda found: "{" + " ".join(found[1].split()) + "}", json.dumps(table, indent=2)) + "\n"
 
 
+def write_table(path: Path, table: dict[str, Any]) -> None:
+    """Write the table; who asks for it from now on, in this process too, reads the files again."""
+    write_atomic(path, dump(table).encode())
+    read_table.cache_clear()
+    read_tiles.cache_clear()
+
+
 def changed(tile: Tile) -> dict[str, Any]:
     """Return the properties of a tile that are not as usual."""
     usual = {field.name: field.default for field in fields(tile)}
@@ -222,14 +228,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return _fail("PyTorch finds no GPU here")
     device = torch.device("cuda", torch.cuda.current_device())
     path = arguments.output or Path(str(resources.files("xnext.kernels") / "tiles.json"))
-
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         return _fail(f"cannot write {path}: give another place as --output")
 
     def measure(call: Call) -> float:
         return statistics.median(time_calls(call, device, calls=15))
 
-    write_atomic(path, dump(tune(arguments.only, device, measure, (128, 96, 56, 56))).encode())
+    write_table(path, tune(arguments.only, device, measure, (128, 96, 56, 56)))
     print(f"wrote {path}")
     return 0
 
