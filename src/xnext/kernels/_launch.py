@@ -151,45 +151,42 @@ def max_blur(x: Tensor, save: bool) -> tuple[Tensor, Tensor]:
     images, channels, height, width = x.shape
     y = empty_like(x, MAX_BLUR.output_size((height, width)))
     codes = x.new_empty((images, height, width, channels) if save else (0,), dtype=torch.uint8)
-    if not y.numel():
-        return y, codes
-    tile = find_tile("pool", 3, 3, 2)
-    block_a, block_c = tile.blocks(channels, y.shape[3])
-    columns, tiles = -(-channels // block_c), -(-y.shape[3] // block_a)
-    rows = tile.strip(y.shape[2], columns * tiles * images)
-    strips = -(-y.shape[2] // rows)
-    align = _alignment(x, y)
-    (x_base, *x_place), (y_base, *y_place) = _place(x, 0, 1, align), _place(y, 0, 1, align)
-    with _on(x):
-        max_blur_kernel[columns, tiles, images * strips](
-            x_base, y_base, codes, channels // align, height, width, *y.shape[2:], *x_place, *y_place,
-            rows, strips, SAVE=save, ALIGN=align, WIDE=_is_wide(x, y, codes),
-            BLOCK_A=block_a, BLOCK_C=block_c, num_warps=tile.warps,
-        )  # fmt: skip
+    _pool(max_blur_kernel, "pool", x, y, codes, (height, width), SAVE=save)
     return y, codes
 
 
 def max_blur_backward_input(grad: Tensor, codes: Tensor) -> Tensor:
     """Return the gradient of the image from that of the output and what the forward pass kept."""
-    images, height, width, channels = codes.shape
-    x = empty_like(grad, (height, width))
-    if not x.numel():
-        return x
-    tile = find_tile("pool_input", 3, 3, 2)
-    pairs_h, pairs_w = -(-height // 2), -(-width // 2)
-    block_a, block_c = tile.blocks(channels, pairs_w)
-    columns, tiles = -(-channels // block_c), -(-pairs_w // block_a)
-    rows = tile.strip(pairs_h, columns * tiles * images)
-    strips = -(-pairs_h // rows)
-    align = _alignment(grad, x)
-    (g_base, *g_place), (x_base, *x_place) = _place(grad, 0, 1, align), _place(x, 0, 1, align)
-    with _on(grad):
-        max_blur_input_kernel[columns, tiles, images * strips](
-            g_base, codes, x_base, channels // align, height, width, *grad.shape[2:], *g_place, *x_place,
-            rows, strips, ALIGN=align, WIDE=_is_wide(grad, x, codes),
-            BLOCK_A=block_a, BLOCK_C=block_c, num_warps=tile.warps,
-        )  # fmt: skip
+    image = codes.shape[1:3]
+    x = empty_like(grad, image)
+    _pool(max_blur_input_kernel, "pool_input", grad, x, codes, image)
     return x
+
+
+def _pool(
+    kernel: Any, operation: str, source: Tensor, target: Tensor, codes: Tensor, image: Sequence[int],
+    **constants: Any,
+) -> None:  # fmt: skip
+    """Fill target [N, C, H, W] from source; a place of the output is a pair of places of the image."""
+    if not target.numel():
+        return
+    images, channels = target.shape[:2]
+    out_h, out_w = MAX_BLUR.output_size(image)
+    tile = find_tile(operation, 3, 3, 2)
+    block_a, block_c = tile.blocks(channels, out_w)
+    columns, tiles = -(-channels // block_c), -(-out_w // block_a)
+    rows = tile.strip(out_h, columns * tiles * images)
+    strips = -(-out_h // rows)
+    align = _alignment(source, target)
+    (source_base, *source_place), (target_base, *target_place) = (
+        _place(tensor, 0, 1, align) for tensor in (source, target)
+    )
+    with _on(source):
+        kernel[columns, tiles, images * strips](
+            source_base, target_base, codes, channels // align, *image, out_h, out_w,
+            *source_place, *target_place, rows, strips, ALIGN=align, WIDE=_is_wide(source, target, codes),
+            BLOCK_A=block_a, BLOCK_C=block_c, num_warps=tile.warps, **constants,
+        )  # fmt: skip
 
 
 def _taps(

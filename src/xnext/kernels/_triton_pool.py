@@ -67,6 +67,18 @@ def _blur(left, here, right, is_first, is_last):
 
 
 @triton.jit
+def _piece(strips, WIDE: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Which channels, pairs of places on W, image and strip a program makes."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile = tl.program_id(1)
+    image = tl.program_id(2) // strips
+    strip = tl.program_id(2) % strips
+    if WIDE:
+        c, tile, image, strip = c.to(tl.int64), tile.to(tl.int64), image.to(tl.int64), strip.to(tl.int64)
+    return c, tile * BLOCK_A + tl.arange(0, BLOCK_A), image, strip
+
+
+@triton.jit
 def max_blur(
     x_ptr, y_ptr, code_ptr,  # [N, C, H, W], [N, C, H', W'], [N, H, W, C] uint8
     channels, size_h, size_w, out_h, out_w,
@@ -76,13 +88,7 @@ def max_blur(
     ALIGN: tl.constexpr, WIDE: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Pool; grid: (tiles of channels, tiles of W', images x strips)."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    tile = tl.program_id(1)
-    image = tl.program_id(2) // strips
-    strip = tl.program_id(2) % strips
-    if WIDE:
-        c, tile, image, strip = c.to(tl.int64), tile.to(tl.int64), image.to(tl.int64), strip.to(tl.int64)
-    j = tile * BLOCK_A + tl.arange(0, BLOCK_A)
+    c, j, image, strip = _piece(strips, WIDE, BLOCK_A, BLOCK_C)
     channels *= ALIGN
     c_ok = (c < channels)[None, :]
     x_ptr += (x_first + image * x_n) * ALIGN + (c * x_c)[None, :]
@@ -163,20 +169,14 @@ def _add_maxima(sums, g, code_ptr, row, j, c_ok, size_h, size_w, channels, FIRST
 
 @triton.jit
 def max_blur_input(
-    g_ptr, code_ptr, dx_ptr,  # [N, C, H', W'], [N, H, W, C] uint8, [N, C, H, W]
+    g_ptr, dx_ptr, code_ptr,  # [N, C, H', W'], [N, C, H, W], [N, H, W, C] uint8
     channels, size_h, size_w, out_h, out_w,
     g_first, g_n, g_h, g_w, g_c, dx_first, dx_n, dx_h, dx_w, dx_c,  # first places and strides
     rows, strips,  # pairs of rows of the image of a strip, and how many strips there are
     ALIGN: tl.constexpr, WIDE: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the image; grid: (tiles of channels, tiles of pairs on W, images x strips)."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    tile = tl.program_id(1)
-    image = tl.program_id(2) // strips
-    strip = tl.program_id(2) % strips
-    if WIDE:
-        c, tile, image, strip = c.to(tl.int64), tile.to(tl.int64), image.to(tl.int64), strip.to(tl.int64)
-    j = tile * BLOCK_A + tl.arange(0, BLOCK_A)
+    c, j, image, strip = _piece(strips, WIDE, BLOCK_A, BLOCK_C)
     channels *= ALIGN
     c_ok = (c < channels)[None, :]
     g_ptr += (g_first + image * g_n) * ALIGN + (c * g_c)[None, :]
