@@ -48,26 +48,26 @@ def use_backend(backend: Backend) -> Iterator[None]:
         _backend = before
 
 
-def takes_triton(name: str, x: Tensor, *parts: tuple[Tensor | None, Geometry]) -> bool:
+def takes_triton(name: str, x: Tensor, *geometries: Geometry) -> bool:
     """Return whether the Triton kernel is to compute an operator.
 
     Args:
         name: Of the operator in the table of winners.
         x: Its input.
-        parts: The weight of each convolution that it does, None for a pooling, and how that moves.
+        geometries: How each kernel that it applies moves.
 
     Raises:
         UserError: It is asked for and cannot; the line says why.
     """
     if _backend == "torch":
         return False
-    reason = next(filter(None, (why_not(x, weight, geometry) for weight, geometry in parts)), None)
+    reason = next(filter(None, (why_not(x, geometry) for geometry in geometries)), None)
     if _backend == "triton" and reason is not None:
         raise UserError(f"backend triton: {reason}; use auto or torch")
     return reason is None and (_backend == "triton" or is_faster(name, x))
 
 
-def why_not(x: Tensor, weight: Tensor | None, geometry: Geometry) -> str | None:
+def why_not(x: Tensor, geometry: Geometry) -> str | None:
     """Return why the Triton kernel cannot compute this, or None if it can."""
     if not HAS_TRITON:
         return "Triton is not installed"
@@ -78,8 +78,6 @@ def why_not(x: Tensor, weight: Tensor | None, geometry: Geometry) -> str | None:
     dtype = effective_dtype(x)
     if dtype not in DTYPES:
         return f"it has no {str(dtype).removeprefix('torch.')}"
-    if weight is not None and effective_dtype(weight) != dtype:
-        return f"the input is {x.dtype} and the weight {weight.dtype}"
     if max(geometry.kernel) > LARGEST_KERNEL:
         return f"kernel {geometry.kernel[0]}x{geometry.kernel[1]} is larger than {LARGEST_KERNEL}"
     if geometry.stride not in ((1, 1), (2, 2)):

@@ -38,21 +38,18 @@ def depthwise_conv2d(
         UserError: Shapes, types or devices do not go together; or the backend ``triton`` was asked for and
             cannot compute this.
     """
-    geometry = Geometry(
-        (0, 0), _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
-    )
+    moves = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
     check_inputs(x, [weight], [bias])
     if weight.shape[0] != x.shape[1]:
         raise UserError(
             f"weight {_shape(weight)} is for {len(weight)} channels, and the input is {_shape(x)}"
         )
-    geometry = Geometry(_sides(weight), geometry.stride, geometry.padding, geometry.dilation)
+    geometry = Geometry(_sides(weight), *moves)
     if min(geometry.output_size(x.shape[2:])) < 1:
         raise UserError(
             f"kernel {_shape(weight)} does not fit into the input {_shape(x)} with padding {geometry.padding}"
         )
-    moves = geometry.stride, geometry.padding, geometry.dilation
-    if takes_triton(geometry.name, x, (weight, geometry)):
+    if takes_triton(geometry.name, x, geometry):
         return _ops.depthwise_conv2d(x, weight, bias, *moves)
     return reference.depthwise_conv2d(x, weight, bias, *moves)
 
@@ -96,8 +93,7 @@ def inception_dwconv2d(
             " along the height of odd sides and the same channels"
         )
     _check_mixed(x, weights)
-    parts = [(weight, _same(weight)) for weight in weights]
-    if takes_triton(f"inception {side} {band}", x, *parts):
+    if takes_triton(f"inception {side} {band}", x, *map(_same, weights)):
         if all(bias is None for bias in biases):
             return _ops.mix(x, weights, [])
         return _ops.mix(x, weights, [weight_hw.new_zeros(group) if b is None else b for b in biases])
@@ -123,7 +119,7 @@ def partial_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = No
     if height != width or not height % 2:
         raise UserError(f"weight {_shape(weight)} is no square kernel of an odd side")
     _check_mixed(x, [weight])
-    if takes_triton(f"partial {height}", x, (weight, _same(weight))):
+    if takes_triton(f"partial {height}", x, _same(weight)):
         return _ops.mix(x, [weight], [] if bias is None else [bias])
     return reference.partial_depthwise_conv2d(x, weight, bias)
 
@@ -143,7 +139,7 @@ def max_blur_pool2d(x: Tensor) -> Tensor:
     check_inputs(x, [], [])
     if min(x.shape[2:]) < 2:
         raise UserError(f"max-blur pooling reflects borders and needs sides of at least 2, not {_shape(x)}")
-    if takes_triton("max-blur", x, (None, MAX_BLUR)):
+    if takes_triton("max-blur", x, MAX_BLUR):
         return _ops.max_blur_pool2d(x, torch.is_grad_enabled() and x.requires_grad)[0]
     return reference.max_blur_pool2d(x)
 
@@ -165,12 +161,13 @@ def check_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor |
             raise UserError(f"a depthwise weight is [C, 1, kH, kW], not {_shape(weight)}")
         if bias is not None and tuple(bias.shape) != (len(weight),):
             raise UserError(f"bias {_shape(bias)} does not go with weight {_shape(weight)}")
+    dtype = effective_dtype(x)
     for tensor in (*weights, *(bias for bias in biases if bias is not None)):
         if tensor.device != x.device:
             raise UserError(
                 f"the input {_shape(x)} is on {x.device}, weight or bias {_shape(tensor)} on {tensor.device}"
             )
-        if effective_dtype(tensor) != effective_dtype(x):
+        if effective_dtype(tensor) != dtype:
             raise UserError(
                 f"the input {_shape(x)} is {x.dtype}, weight or bias {_shape(tensor)} {tensor.dtype}"
             )
