@@ -4,12 +4,14 @@ import copy
 import io
 import math
 import pickle
+from contextlib import nullcontext
 from itertools import islice
 
 import pytest
 import timm
 import torch
 import torchvision
+from quick import quick_kernels
 from rich.console import Console
 from torch.nn.utils import prune
 
@@ -143,6 +145,7 @@ def config(tmp_path):
 def first_steps(config: TrainConfig, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     setup = prepare(config)
     trainer = Trainer(setup, Run(config.output))
+    start = copy.deepcopy(setup.network.state_dict())
     setup.freeze(False, 0)
     setup.batches.order.set_epoch(1)
     with use_backend(config.kernels):
@@ -150,43 +153,47 @@ def first_steps(config: TrainConfig, steps: int) -> tuple[list[float], dict[str,
             trainer._step(images, labels).loss.item()
             for images, labels, _ in islice(setup.batches.train, steps)
         ]
-    return losses, setup.network.state_dict()
+    return losses, {name: value - start[name] for name, value in setup.network.state_dict().items()}
 
 
-# SGD, since gradients that are zero but for rounding are steps of full length for Adam. Where Triton is
-# interpreted a step takes up to half a minute, so that images are few and small; batch norms of so few values
-# magnify rounding, and with larger steps PyTorch differs from itself in another memory layout.
+# SGD, since gradients that are zero but for rounding are steps of full length for Adam. Batch norms of so few
+# values magnify rounding, and with larger steps PyTorch differs from itself in another memory layout.
 ON_GPU = torch.cuda.is_available()
 SIZES = {"image_size": 32, "batch_size": 32} if ON_GPU else {"image_size": 16, "batch_size": 4}
-LEARNING_RATES = dict.fromkeys(DEBUG, 1e-3 if ON_GPU else 1e-4)
-LEARNING_RATES |= dict.fromkeys(("nexception_debug", "xception_debug"), 1e-5)
+LEARNING_RATES = {
+    "convnext_debug": 1e-3,
+    "inceptionnext_debug": 1e-3,
+    "nexception_debug": 1e-5,
+    "nexception_tp_debug": 1e-4,
+    "xception_debug": 1e-4,
+}
 
 
 def both_trainings(config, steps: int, **options) -> list[tuple[list[float], dict[str, torch.Tensor]]]:
-    """Return losses and weights without the kernels, and with them."""
+    """Return losses and what was added to the weights, without the kernels and with them."""
     if "next_debug" in options["model"]:  # whose LayerScale begins with so little that mixers hardly count
         options["model_args"] = {"layer_scale": 1.0}
     options |= {"optimizer": "sgd", "device": "auto", **SIZES}
-    return [first_steps(config(**options, kernels=kernels), steps) for kernels in ("torch", "triton")]
+    with nullcontext() if ON_GPU else quick_kernels():
+        return [first_steps(config(**options, kernels=kernels), steps) for kernels in ("torch", "triton")]
 
 
-@pytest.mark.parametrize("model", ["inceptionnext_debug", "xception_debug"])
+@pytest.mark.parametrize("model", DEBUG)
 def test_a_step_of_training_is_the_same(config, model):
     """A learning rate of 1 shows the gradients as they are."""
-    (plain, weights), (ours, ours_weights) = both_trainings(config, 1, model=model, lr=1.0)
+    (plain, added), (ours, ours_added) = both_trainings(config, 1, model=model, lr=1.0)
     assert ours == pytest.approx(plain, rel=1e-5)
-    torch.testing.assert_close(ours_weights, weights, rtol=1e-4, atol=1e-5)
+    share, floor = (1e-2, 1e-5) if ON_GPU else (1e-4, 1e-7)
+    for name, expected in added.items():
+        off = (ours_added[name] - expected).double().norm()
+        assert off <= share * expected.double().norm() + floor * expected.numel() ** 0.5, name
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("model", DEBUG)
 def test_a_training_goes_the_same_way(config, model):
-    """Over 50 steps; the first ones, where nothing has been magnified, to the last digits."""
     (plain, _), (ours, _) = both_trainings(config, 50, model=model, lr=LEARNING_RATES[model])
-    assert all(map(math.isfinite, plain)) and len(ours) == 50
-    assert ours[:5] == pytest.approx(plain[:5], rel=1e-5)
-    assert ours == pytest.approx(plain, rel=1e-2 if ON_GPU else 1e-4)
+    assert all(map(math.isfinite, plain)) and len(ours) == 50 and plain[0] != plain[-1]
+    assert ours == pytest.approx(plain, rel=1e-2 if ON_GPU else 1e-5)
 
 
 def test_training_asks_whom_it_was_told(config, monkeypatch):

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from quick import quick_kernels
 from torch import Tensor
 
 from xnext.kernels import (
@@ -252,6 +253,17 @@ def test_two_runs_are_equal_to_the_bit(device, triton, name):
     given = [x, *(draw(*shape, device=device) for shape in operator.shapes(24))]
     first, second = (gradients(operator, given) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its peer is the interpreter")
+@pytest.mark.parametrize("name", ["3x3 stride 1", "5x5 stride 2", *WHOLE])
+def test_the_quick_stand_in_computes_what_the_interpreter_does(triton, name):
+    operator = OPERATORS[name]
+    given = [draw(*shape) for shape in [(2, 9, 7, 6), *operator.shapes(9)]]
+    theirs = gradients(operator, given)
+    with quick_kernels():
+        ours = gradients(operator, given)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def gradients(operator: Operator, given: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,137 @@
+"""A quick stand-in for Triton's interpreter: the kernels' own source, on NumPy's arrays, for float32.
+
+Triton's interpreter builds and checks a typed expression for each operation, which takes it some 50 times as
+long as the operation: a step of training takes up to half a minute, and no test can go through fifty. Here a
+kernel is what its source says, with blocks as arrays and pointers as places in a storage. It checks that no
+place outside a storage is read or written, and nothing else that Triton would.
+"""
+
+import itertools
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec, module_from_spec
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from xnext.kernels import _launch
+
+
+class Block(np.ndarray):
+    """An array with the one method of Triton's blocks that arrays lack."""
+
+    def to(self, dtype: type) -> "Block":
+        return self.astype(dtype, copy=False)
+
+
+def block(array: Any) -> Block:
+    return np.asarray(array).view(Block)
+
+
+class Pointer:
+    """A place, or places, in the elements of a storage."""
+
+    def __init__(self, elements: np.ndarray, place: Any) -> None:
+        self.elements, self.place = elements, place
+        self.dtype = types.SimpleNamespace(element_ty=elements.dtype.type)
+
+    def __add__(self, places: Any) -> "Pointer":
+        return Pointer(self.elements, self.place + places)
+
+    def allowed(self, ok: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places, 0 where nothing is to be done, and where something is."""
+        place, ok = np.broadcast_arrays(self.place, ok)
+        return np.where(ok, place, 0), ok
+
+
+class Kernel:
+    """A function of Triton's language, to be called by others and to be launched."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.function(*inputs)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*inputs: Any, num_warps: int, **constants: Any) -> None:
+            language.grid = grid
+            inputs = tuple(_pointer(one) if isinstance(one, torch.Tensor) else one for one in inputs)
+            for language.program in itertools.product(*map(range, grid)):
+                self.function(*inputs, **constants)
+
+        return launch
+
+
+def _pointer(tensor: torch.Tensor) -> Pointer:
+    elements = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return Pointer(elements.numpy(), tensor.storage_offset())
+
+
+def _load(pointer: Pointer, ok: Any, other: Any = 0) -> Block:
+    place, ok = pointer.allowed(ok)
+    read = pointer.elements.take(place) if pointer.elements.size else place
+    return block(np.where(ok, read, np.asarray(other, pointer.elements.dtype)))
+
+
+def _store(pointer: Pointer, value: Any, ok: Any) -> None:
+    place, ok = np.broadcast_arrays(pointer.place, ok)
+    pointer.elements[place[ok]] = np.broadcast_to(value, place.shape)[ok]
+
+
+def _where(ok: Any, a: Any, b: Any) -> Block:
+    chosen = block(np.where(ok, a, b))
+    return chosen.to(np.float32) if chosen.dtype == np.float64 else chosen  # of two numbers of Python
+
+
+def _maximum(a: Any, b: Any, propagate_nan: bool = False) -> Any:
+    assert propagate_nan or np.asarray(a).dtype.kind in "iu"
+    return np.maximum(a, b)
+
+
+language = types.SimpleNamespace(
+    constexpr=int,
+    float32=np.float32,
+    int64=np.int64,
+    uint8=np.uint8,
+    PropagateNan=types.SimpleNamespace(ALL=True),
+    static_range=range,
+    arange=lambda start, end: block(np.arange(start, end)),
+    zeros=lambda shape, dtype: block(np.zeros(shape, dtype)),
+    where=_where,
+    sum=lambda a, axis: a.sum(axis),
+    cast=lambda a, dtype: dtype(a),
+    maximum=_maximum,
+    minimum=np.minimum,
+    load=_load,
+    store=_store,
+    program_id=lambda axis: language.program[axis],
+    num_programs=lambda axis: language.grid[axis],
+)
+
+
+@contextmanager
+def quick_kernels() -> Iterator[None]:
+    """Launch the kernels here."""
+    triton = types.ModuleType("triton")
+    triton.jit, triton.language, triton.constexpr_function = Kernel, language, lambda function: function
+    kernels = {}
+    with patch.dict(sys.modules, {"triton": triton, "triton.language": language}):
+        for name in ("_triton", "_triton_pool"):
+            spec = find_spec(f"xnext.kernels.{name}")
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+            kernels |= vars(module)
+    replaced = {
+        "correlate": "correlate",
+        "correlate_weight": "correlate_weight",
+        "mix_kernel": "mix",
+        "max_blur_kernel": "max_blur",
+        "max_blur_input_kernel": "max_blur_input",
+    }
+    with patch.multiple(_launch, **{name: kernels[kernel] for name, kernel in replaced.items()}):
+        yield
