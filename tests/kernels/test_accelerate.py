@@ -200,7 +200,7 @@ def test_training_asks_whom_it_was_told(config, monkeypatch):
     """With triton the first layer that cannot be computed ends it in a line; with torch none is replaced."""
     monkeypatch.setattr(_backend, "INTERPRETED", False)
     quiet = Console(file=io.StringIO())
-    with pytest.raises(UserError, match="backend triton: cpu is no NVIDIA or AMD GPU"):
+    with pytest.raises(UserError, match="kernels triton: cpu is no NVIDIA or AMD GPU"):
         train(config(model="convnext_debug", kernels="triton"), quiet)
     assert not config(model="convnext_debug").output.exists()
     replaced = {

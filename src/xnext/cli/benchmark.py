@@ -1,9 +1,9 @@
 """`xnext benchmark`: images a second, side by side with the peers."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,10 +50,11 @@ def _run(arguments: Namespace) -> int:
             at_least(arguments, name, 1)
     if arguments.dtype not in DTYPES:
         raise UserError(f"--dtype {arguments.dtype!r} is unknown.{suggest(arguments.dtype, DTYPES)}")
-    if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
-    if arguments.output is not None and arguments.output.is_dir():
-        raise UserError(f"--output {arguments.output} is a folder; give the name of a file")
+    if arguments.output is not None:
+        if not arguments.output.absolute().parent.is_dir():
+            raise UserError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
+        if arguments.output.is_dir():
+            raise UserError(f"--output {arguments.output} is a folder; give the name of a file")
     for name in (*arguments.models, *arguments.against):
         check_network(name)
     if arguments.threads is not None:
@@ -63,14 +64,9 @@ def _run(arguments: Namespace) -> int:
         arguments.training, arguments.batch_size, arguments.image_size, arguments.repeats, arguments.dtype,
         not arguments.no_compile,
     )  # fmt: skip
-
-    def measure(model: str) -> list[Row]:
-        def watch(turns: Iterable[int]) -> Iterable[int]:
-            return watched(turns, model)
-
-        return benchmark(model, plan, arguments.against, watch)
-
-    tables = [measure(model) for model in arguments.models]
+    tables = [
+        benchmark(model, plan, arguments.against, partial(watched, title=model)) for model in arguments.models
+    ]
     record = describe(plan) | {"date": date.today().isoformat()}
     _show(arguments.models, tables, plan)
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())

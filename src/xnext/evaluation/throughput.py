@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -66,7 +66,7 @@ class Plan:
         if fusable and not self.training:
             own += [Way(fused=True, dtype=dtype) for dtype in dict.fromkeys((self.dtype, "bf16"))]
         if self.compiled:
-            own += [Way(way.fused, way.accelerated, True, way.dtype, compiled=True) for way in own]
+            own += [replace(way, compiled=True) for way in own]
         return ways + own
 
 

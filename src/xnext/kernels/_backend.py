@@ -67,12 +67,19 @@ def takes_triton(name: str, x: Tensor, *geometries: Geometry) -> bool:
     return reason is None and (_backend == "triton" or is_faster(name, x))
 
 
-def why_not(x: Tensor, geometry: Geometry) -> str | None:
-    """Return why the Triton kernel cannot compute this, or None if it can."""
+def why_not_on(device: torch.device) -> str | None:
+    """Return why there are no Triton kernels on a device, or None if there are."""
     if not HAS_TRITON:
         return "Triton is not installed"
-    if x.device.type != "cuda" and not (INTERPRETED and x.device.type == "cpu"):
-        return f"{x.device.type} is no NVIDIA or AMD GPU"
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        return f"{device.type} is no NVIDIA or AMD GPU"
+    return None
+
+
+def why_not(x: Tensor, geometry: Geometry) -> str | None:
+    """Return why the Triton kernel cannot compute this, or None if it can."""
+    if (reason := why_not_on(x.device)) is not None:
+        return reason
     if forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"
     dtype = effective_dtype(x)

@@ -21,6 +21,7 @@ from xnext.data import ImageData, Preprocessing, absolute_spec, load_data, user_
 from xnext.errors import UserError
 from xnext.evaluation.complexity import check_image_size, count_macs, count_parameters
 from xnext.kernels import accelerate
+from xnext.kernels._backend import why_not_on
 from xnext.models import LoadReport, load_checkpoint
 from xnext.models._registry import create_variant
 from xnext.training.batches import Batches, build_batches
@@ -219,6 +220,8 @@ def _place(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.
         network = convert_sync_batchnorm(network)
     if config.grad_checkpointing:
         network.set_grad_checkpointing(True)  # type: ignore[operator]
+    if config.kernels == "triton" and (reason := why_not_on(device)) is not None:
+        raise UserError(f"kernels triton: {reason}; use auto or torch")
     if config.kernels != "torch":
         accelerate(network)
     network.to(device)
