@@ -46,16 +46,19 @@ class Parser(ArgumentParser):
             parser.prog = f"{self.prog} {name}"
         self._verbs.update(verbs)
 
-    def add_options(self, config: type, **metavars: str) -> None:
+    def add_options(self, config: type, without: Sequence[str] = (), **metavars: str) -> None:
         """Add an option for every field of a dataclass, explained by the ``Attributes`` of its docstring.
 
         Args:
             config: The dataclass.
+            without: Fields that get none.
             metavars: What stands for the value of a field in the help, where its type does not say enough.
         """
         texts = {doc.arg_name: doc.description for doc in docstring_parser.parse(config.__doc__ or "").params}
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
+            if field.name in without:
+                continue
             required = field.default is field.default_factory is dataclasses.MISSING
             default: dict[str, Any] = {"required": True}
             if not required:
@@ -137,16 +140,17 @@ class ConfigFile(ActionConfigFile):
 def config_first(words: Sequence[str]) -> list[str]:
     """Move `--recipe NAME` and then `--config FILE` to the front of a verb's words: flags win over both.
 
-    A run that is resumed brings its own file, before both.
+    A run that `train` resumes brings its own file, before both.
     """
+    resume = "--resume" if words[:1] == ["train"] else None
     rest: list[str] = []
     own: list[str] = []
     first: dict[str, list[str]] = {"--recipe": [], "--config": []}
     remaining = iter(words)
     for word in remaining:
         option, equals, value = word.partition("=")
-        group = [word] if equals else [word, *itertools.islice(remaining, option in (*first, "--resume"))]
-        if option == "--resume" and len(value or group[-1]) and (equals or len(group) == 2):
+        group = [word] if equals else [word, *itertools.islice(remaining, option in (*first, resume))]
+        if option == resume and len(value or group[-1]) and (equals or len(group) == 2):
             own += ["--config", str(Path(value or group[-1]) / "config.yaml")]
         first.get(option, rest).extend(group)
     return [*rest[:1], *own, *first["--recipe"], *first["--config"], *rest[1:]]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -43,8 +44,10 @@ class _Options(ConfigFile):
 
 
 def _train(arguments: Namespace) -> int:
-    values = vars(arguments)
-    config = TrainConfig(**{field.name: values[field.name] for field in dataclasses.fields(TrainConfig)})
+    values = {field.name: arguments[field.name] for field in dataclasses.fields(TrainConfig)}
+    if arguments.model.endswith((".yaml", ".yml")):
+        values |= _read_network(Path(arguments.model), values["model_args"])
+    config = TrainConfig(**values)
     resume = arguments.resume is not None
     if resume:
         if config.output != Path(str(read_yaml(Run.open(arguments.resume).config).get("output"))):
@@ -60,6 +63,14 @@ def _train(arguments: Namespace) -> int:
         print(f"best: {best}, after epoch {summary['best_epoch']}; all is in {run}")
         print(f"next: xnext evaluate {run}, or xnext predict IMAGE --checkpoint {run}")
     return 0
+
+
+def _read_network(path: Path, model_args: dict[str, Any]) -> dict[str, Any]:
+    """Return the network of a file, as a search writes it, with some fields of its config changed."""
+    content = read_yaml(path)
+    if not isinstance(content.get("model"), str) or not isinstance(content.get("model_args", {}), dict):
+        raise UserError(f"{path}: is no network; it must hold `model: NAME`, and fields as `model_args`")
+    return {"model": content["model"], "model_args": content.get("model_args", {}) | model_args}
 
 
 VERB = Verb(

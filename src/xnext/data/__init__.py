@@ -7,6 +7,7 @@ from xnext.data._dataset import EpochSampler, ImageDataset, build_loader
 from xnext.data._decode import BadImageError, decode_image, find_images
 from xnext.data._load import absolute_spec, load_data
 from xnext.data._memory import MemoryLoader, PackedImages
+from xnext.data._packed import PackedSource, write_packed
 from xnext.data._sources import (
     ArraySource,
     FileSource,
@@ -31,6 +32,7 @@ __all__ = [
     "ImageSource",
     "MemoryLoader",
     "PackedImages",
+    "PackedSource",
     "Preprocessing",
     "SharedBatches",
     "absolute_spec",
@@ -45,4 +47,5 @@ __all__ = [
     "load_data",
     "stratified_split",
     "user_path",
+    "write_packed",
 ]

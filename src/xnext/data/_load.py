@@ -9,6 +9,7 @@ import numpy as np
 
 from xnext.data._decode import images_below, visible
 from xnext.data._hub import load_hub
+from xnext.data._packed import load_packed
 from xnext.data._shards import absolute_pattern, load_shards
 from xnext.data._sources import (
     ArraySource,
@@ -52,6 +53,7 @@ def load_data(spec: str, *, seed: int = 0) -> ImageData:
     ``hf:NAME_OR_FOLDER``       a Hugging Face dataset: of the hub, or a local folder (parquet, …)
     ``wds:SHARDS``              WebDataset shards in local tar files: ``wds:photos-{000..127}.tar``
     ``torch/NAME``              a torchvision dataset by timm's name: ``torch/cifar100``, ``torch/mnist``
+    ``packed:FOLDER``           a set that a search decoded once, for trainings at its image size
     ==========================  =====================================================================
 
     All but the first two take options after a question mark, ``SPEC?key=value&key=value``. Where nothing is
@@ -251,6 +253,7 @@ _KINDS = (
         {"": absolute_pattern, "val": absolute_pattern, "classes": _absolute_path},
     ),
     _Kind("torch/", _load_torch, ("root", "download"), {"root": _absolute_path}),
+    _Kind("packed:", load_packed, (), {"": _absolute_path}),
 )
 _TABLE = _Kind(
     "",

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,6 +95,12 @@ class PackedImages:
             raise UserError(
                 f"{path}: is damaged, or holds no packed pictures; remove it and pack again"
             ) from error
+
+    def adapt(self, preprocessing: Preprocessing) -> "PackedImages | None":
+        """Return the same pictures for another mean and deviation, or None if they are of another size."""
+        if replace(self.preprocessing, mean=preprocessing.mean, std=preprocessing.std) != preprocessing:
+            return None
+        return replace(self, preprocessing=preprocessing)
 
     def __len__(self) -> int:
         return len(self.labels)

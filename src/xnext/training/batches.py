@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from xnext.data import (
     ImageDataset,
     MemoryLoader,
     PackedImages,
+    PackedSource,
     Preprocessing,
     SharedBatches,
     build_batch_transform,
@@ -138,8 +139,16 @@ def _from_memory(
 
 def _pack(
     config: TrainConfig, accelerator: Accelerator, data: ImageData, preprocessing: Preprocessing
-) -> list[PackedImages]:
-    """Decode both parts into files that the processes of a machine share, and that go when they end."""
+) -> Sequence[PackedImages]:
+    """Decode both parts into files that the processes of a machine share, and that go when they end.
+
+    A set that was decoded before, for such a size, is taken as it is.
+    """
+    if isinstance(data.train, PackedSource) and isinstance(data.val, PackedSource):
+        parts = [source.packed.adapt(preprocessing) for source in (data.train, data.val)]
+        ready = [part for part in parts if part is not None]
+        if len(ready) == len(parts):
+            return ready
     # The name is one for the processes of this training alone, for which its launcher's port stands.
     key = f"{os.getuid()} {config.output.absolute()} {os.environ.get('MASTER_PORT', os.getpid())}"
     name = f"xnext-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

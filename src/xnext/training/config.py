@@ -28,7 +28,7 @@ class TrainConfig:
     """Everything that decides a training run; equal values give equal runs on a CPU.
 
     Attributes:
-        model: Name of the network; `xnext models` lists them.
+        model: Name of the network; `xnext models` lists them. Or the YAML file of a search's winner.
         data: Images to learn from: `digits`, a folder, a table of paths and labels, `hf:NAME_OR_FOLDER`,
             `torch/NAME` or `wds:SHARDS`.
         output: Folder to create for the run; it must not exist or be empty.

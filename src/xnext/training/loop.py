@@ -28,7 +28,12 @@ _VERSIONS_OF = ("xnext", "torch", "torchvision", "timm", "accelerate")
 
 
 def train(
-    config: TrainConfig, console: Console | None = None, *, resume: bool = False, force: bool = False
+    config: TrainConfig,
+    console: Console | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Train a network and leave a run directory.
 
@@ -37,6 +42,8 @@ def train(
         console: Where progress is shown; None: standard output.
         resume: Go on with the run in the config's output folder.
         force: Go on even if the run was told something else.
+        until: Epoch after which to leave the rest to another call with ``resume``, without pictures and
+            `summary.json`; None: the last one.
 
     Returns:
         The result, as it stands in the run's `summary.json`.
@@ -58,7 +65,7 @@ def train(
     elif is_first():
         run = Run.create(config.output, setup.config.to_yaml())
     setup.accelerator.wait_for_everyone()
-    trainer = Trainer(setup, run, started)
+    trainer = Trainer(setup, run, started, until)
     if resume:
         for line in trainer.restore(force):
             _print(console, line)
@@ -80,7 +87,7 @@ def train(
         raise
     summary = _summarise(setup, trainer)
     summary["seconds"] = round(trainer.elapsed, 2)
-    if is_first():
+    if is_first() and until is None:
         _draw(setup, trainer, run)
         run.write_summary(summary)
     return summary

@@ -102,12 +102,15 @@ class Trainer:
         saved: The step of the newest state to go on from, or None.
     """
 
-    def __init__(self, setup: Setup, run: Run, started: float | None = None) -> None:
+    def __init__(
+        self, setup: Setup, run: Run, started: float | None = None, until: int | None = None
+    ) -> None:
         self.progress = Progress()
         self.saved: int | None = None
         self._started = time.perf_counter() if started is None else started
         self._earlier = 0.0  # seconds in processes before this one
         self._setup = setup
+        self._last_epoch = setup.config.epochs if until is None else min(until, setup.config.epochs)
         self._run = run
         self._first = setup.accelerator.is_main_process  # the one that writes
         self._alone = setup.accelerator.num_processes == 1
@@ -144,10 +147,10 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or none was better for as long as the config's patience."""
+        """Whether all epochs that are wanted are done, or none was better for as long as the patience."""
         progress, config = self.progress, self._setup.config
         since = progress.epoch - 1 - (progress.best["epoch"] if progress.best else 0)
-        return progress.epoch > config.epochs or (config.patience is not None and since >= config.patience)
+        return progress.epoch > self._last_epoch or (config.patience is not None and since >= config.patience)
 
     def train(self, display: Display, interrupts: Interrupts) -> None:
         """Train from where ``progress`` is to the last epoch.
@@ -170,7 +173,7 @@ class Trainer:
                 continue
             self._finish_epoch(row, measurement, display)
         self._events.close()
-        if self.progress.epoch <= self._setup.config.epochs:
+        if self.progress.epoch <= self._last_epoch:
             display.note(f"no better for {self._setup.config.patience} epochs: the training ends")
 
     def _train_epoch(self, display: Display, interrupts: Interrupts) -> None:

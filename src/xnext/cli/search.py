@@ -1,0 +1,174 @@
+"""`xnext search`: a network found for these images, and what came of the search."""
+
+import sys
+from argparse import REMAINDER
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from xnext._parser import Parser
+from xnext.cli._common import DATA_HELP, Verb, new_table, print_table
+from xnext.errors import UserError
+from xnext.search import Record, Search, SearchConfig, Space, point_line, write_best
+from xnext.search.trial import STATUSES, SUCCESS
+
+_ROWS = 10  # of the table of the best
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument(
+        "what", type=str, nargs="*", metavar="SPEC | show DIR | best DIR",
+        help=f"{DATA_HELP} Or a word and the folder of a search.",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder of the search.")
+    parser.add_argument(
+        "--objective", action="append", type=str, metavar="NAME",
+        help="top1, and any of latency_ms, macs and params, an option each (default: top1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", action="append", type=str, metavar="NAME<=X",
+        help="What no network may exceed: latency_ms<=5, macs<=1e8 or params<=1e6, an option each.",
+    )  # fmt: skip
+    parser.add_options(SearchConfig, without=("data", "objective", "limit"))
+    parser.add_argument("--resume", action="store_true", help="Go on with the search in --output.")
+    parser.add_argument("--count", action="store_true", help="Count the networks of --space, and end.")
+    parser.add_argument(
+        "--train", nargs=REMAINDER, metavar="OPTION",
+        help="With best: train it at once, with these options of `xnext train`; stands last.",
+    )  # fmt: skip
+
+
+def _run(arguments: Namespace) -> int:
+    if arguments.count:
+        print(f"{Space.load(arguments.space).count():,} distinct networks in {arguments.space}")
+        return 0
+    words = arguments.what or []
+    if words and words[0] in _WORDS:
+        if len(words) != 2:
+            raise UserError(f"give one folder of a search: xnext search {words[0]} DIR")
+        return _WORDS[words[0]](Path(words[1]), arguments)
+    if arguments.output is None:
+        raise UserError("missing --output, the folder of the search; see xnext search --help")
+    if arguments.train is not None:
+        raise UserError("--train goes with `xnext search best DIR`")
+    if arguments.resume:
+        if words:
+            raise UserError("--resume goes on with the images of the search; leave them out")
+        search = Search.open(arguments.output)
+        search.extend(arguments.trials, arguments.hours)
+    else:
+        if len(words) != 1:
+            raise UserError("give the images to search for, once; see xnext search --help")
+        names = {field.name for field in fields(SearchConfig)} - {"data", "objective", "limit"}
+        config = SearchConfig(
+            data=words[0],
+            objective=tuple(arguments.objective or ("top1",)),
+            limit=tuple(arguments.limit or ()),
+            **{name: arguments[name] for name in names},
+        )
+        search = Search.create(arguments.output, config)
+    search.run(_watch)
+    _print_best(search)
+    return 0
+
+
+def _watch(search: Search, record: Record) -> None:
+    """Print a line of a trial that ended."""
+    best = search.history.best
+    what = ", ".join(f"{name} {value:.4g}" for name, value in record.values.items())
+    if record.status != SUCCESS:
+        what = f"{record.status}: {record.reason}"
+    where = f", best {best.values['top1']:.2f} (trial {best.number})" if best else ""
+    Console(soft_wrap=True, markup=False, highlight=False).print(
+        f"trial {record.number}: {record.query.epochs} epochs, {record.seconds:.1f} s, {what}{where}"
+    )
+
+
+def _show(path: Path, _: Namespace) -> int:
+    """Print how far a search is, and its best."""
+    search = Search.open(path)
+    history, config = search.history, search.config
+    counts = {status: sum(record.status == status for record in history.records) for status in STATUSES}
+    counts["running or waiting"] = len(history.records) - history.finished
+    print(", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no trials yet")
+    print(f"{history.elapsed / 3600:.2f} hours so far; {_left(search)}")
+    if config.hours is None and config.trials is None:
+        return 0
+    table = new_table(">trial", ">epochs", *(f">{name}" for name in ("top1", *_sizes(search))), "network")
+    for record in history.front[:_ROWS] if len(config.objective) > 1 else _best(search):
+        sizes = (f"{record.values[name]:.4g}" for name in _sizes(search))
+        table.add_row(
+            str(record.number), str(record.query.epochs), f"{record.values['top1']:.2f}", *sizes,
+            point_line(record.query.point),
+        )  # fmt: skip
+    if table.row_count:
+        print("the front:" if len(config.objective) > 1 else "the best:")
+        print_table(table)
+    return 0
+
+
+def _best(search: Search) -> list[Record]:
+    """Return the best trials, the longest first."""
+    order = sorted(search.history.successes, key=lambda record: (-record.query.epochs, record.costs))
+    return order[:_ROWS]
+
+
+def _sizes(search: Search) -> list[str]:
+    known = {name for record in search.history.successes for name in record.values}
+    return [name for name in ("latency_ms", "macs", "params") if name in known]
+
+
+def _left(search: Search) -> str:
+    """Return what is left to do, in words."""
+    history, config = search.history, search.config
+    times = []
+    if config.trials is not None and history.finished:
+        rest = max(0, config.trials - history.finished)
+        times.append(history.elapsed / history.finished * rest)
+    if config.hours is not None:
+        times.append(max(0.0, 3600 * config.hours - history.elapsed))
+    return f"about {min(times) / 60:.0f} minutes left" if times else "the time left is not known yet"
+
+
+def _print_best(search: Search) -> None:
+    best = search.history.best
+    if best is None:
+        raise UserError(f"{search.path}: no trial succeeded; xnext search show {search.path}")
+    print(f"best: {best.values['top1']:.2f} % top-1, trial {best.number}: {point_line(best.query.point)}")
+    print(f"next: xnext search best {search.path}, or xnext report {search.path}")
+
+
+def _take_best(path: Path, arguments: Namespace) -> int:
+    """Write the winner at full size; train it if that is wanted."""
+    search = Search.open(path)
+    target = path / "best.yaml"
+    record = write_best(search, target)
+    print(f"trial {record.number}: {point_line(record.query.point)} -> {target}")
+    if arguments.train is None:
+        print(f"next: xnext train --model {target} --data {search.config.data} --output RUN")
+        return 0
+    return _train(["--model", str(target), *arguments.train])
+
+
+def _train(words: Sequence[str]) -> int:
+    from xnext.cli import main
+
+    sys.stdout.flush()
+    return main(["train", *words])
+
+
+_WORDS = {"show": _show, "best": _take_best}
+
+VERB = Verb(
+    "Search for a network that suits these images, and a budget.", _options, _run,
+    (
+        "xnext search photos/ --output searches/photos --hours 2 --workers 2",
+        "xnext search photos/ --output searches/small --trials 200 --objective top1 --objective latency_ms",
+        "xnext search --resume --output searches/photos",
+        "xnext search show searches/photos",
+        "xnext search best searches/photos --train --data photos/ --epochs 100 --output runs/photos",
+    ),
+)  # fmt: skip

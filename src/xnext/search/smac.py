@@ -1,0 +1,139 @@
+"""SMAC3 as an optimiser: a forest says what to try, Hyperband for how long, ParEGO weighs objectives."""
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from xnext.errors import UserError
+from xnext.search.optimizers import Optimizer, Query, Task
+from xnext.search.space import Space
+
+try:
+    from ConfigSpace import (
+        CategoricalHyperparameter,
+        ConfigurationSpace,
+        EqualsCondition,
+        ForbiddenAndConjunction,
+        ForbiddenInClause,
+        InCondition,
+    )
+    from ConfigSpace.conditions import AndConjunction
+    from smac import HyperparameterOptimizationFacade, MultiFidelityFacade, Scenario
+    from smac.acquisition.maximizer import LocalSearch
+    from smac.runhistory import StatusType, TrialInfo, TrialValue
+except ImportError as error:
+    raise UserError("the optimizer smac needs SMAC3: pip install 'xnext[search]'; or use random") from error
+
+_ENDLESS = 10**6  # trials, of which the search knows when there were enough: it may be told to go on
+_ETA = 3
+
+
+class Smac(Optimizer):
+    """Bayesian optimisation with a random forest; with budgets, Hyperband over them."""
+
+    def __init__(self, task: Task) -> None:
+        self._asked: dict[tuple[Any, int], list[TrialInfo]] = {}
+        self._several = len(task.objectives) > 1
+        self._task = task
+        self._folder = tempfile.TemporaryDirectory(prefix="xnext-smac-")
+        with _quiet():
+            self._facade = _facade(task, Path(self._folder.name))
+
+    def ask(self) -> Query | None:
+        """Return SMAC's next trial."""
+        with _quiet():
+            info = self._facade.ask()
+        point = {name: str(info.config[name]) for name in self._task.space.choices if name in info.config}
+        epochs = self._task.max_epochs if info.budget is None else max(1, round(info.budget))
+        self._asked.setdefault(_key(point, epochs), []).append(info)
+        return Query(point, epochs)
+
+    def tell(self, query: Query, costs: Sequence[float]) -> None:
+        """Tell SMAC."""
+        info = self._asked[_key(query.point, query.epochs)].pop(0)
+        cost = list(costs) if self._several else costs[0]
+        with _quiet():
+            self._facade.tell(info, TrialValue(cost=cost, status=StatusType.SUCCESS), save=False)
+
+
+def _key(point: Any, epochs: int) -> tuple[Any, int]:
+    return tuple(sorted(point.items())), epochs
+
+
+def _facade(task: Task, folder: Path) -> Any:
+    """Return SMAC, told what to do."""
+    space = to_configspace(task.space, task.seed)
+    several = len(task.objectives) > 1
+    options: dict[str, Any] = {
+        "objectives": list(task.objectives) if several else task.objectives[0],
+        "output_directory": folder,
+        "deterministic": True,
+        "n_trials": _ENDLESS,
+        "seed": task.seed,
+    }
+    kind: Any = HyperparameterOptimizationFacade
+    if task.min_epochs < task.max_epochs:
+        kind = MultiFidelityFacade
+        options |= {"min_budget": task.min_epochs, "max_budget": task.max_epochs}
+    scenario = Scenario(space, **options)
+    maximizer = kind.get_acquisition_maximizer(scenario)
+    maximizer._local_search = _OrderedLocalSearch(space, seed=task.seed)
+    parts = {
+        "initial_design": kind.get_initial_design(scenario, n_configs=len(task.space.choices)),
+        "acquisition_maximizer": maximizer,
+    }
+    if several:
+        parts["multi_objective_algorithm"] = kind.get_multi_objective_algorithm(scenario)
+    if kind is MultiFidelityFacade:
+        parts["intensifier"] = kind.get_intensifier(scenario, eta=_ETA)
+    return kind(scenario, _never, overwrite=True, logging_level=False, **parts)
+
+
+class _OrderedLocalSearch(LocalSearch):
+    """SMAC's local search, which starts from a set: its order is another in every process of Python."""
+
+    def _get_initial_points(self, *inputs: Any, **options: Any) -> list[Any]:
+        return sorted(super()._get_initial_points(*inputs, **options), key=lambda c: sorted(c.items()))
+
+
+def _never(config: Any, seed: int = 0, budget: float = 0) -> float:
+    """Stand in for the function that SMAC never calls, since it is only asked and told."""
+    raise AssertionError("SMAC is only asked and told")
+
+
+def to_configspace(space: Space, seed: int = 0) -> ConfigurationSpace:
+    """Return a space as SMAC knows it."""
+    result = ConfigurationSpace(name=space.name, seed=seed)
+    parameters = {
+        name: CategoricalHyperparameter(name, list(values)) for name, values in space.choices.items()
+    }
+    result.add(*parameters.values())
+    for child, parents in space.conditions.items():
+        parts = [
+            InCondition(parameters[child], parameters[parent], list(values))
+            if len(values) > 1
+            else EqualsCondition(parameters[child], parameters[parent], values[0])
+            for parent, values in parents.items()
+        ]
+        result.add(parts[0] if len(parts) == 1 else AndConjunction(*parts))
+    for clause in space.forbidden:
+        terms = [ForbiddenInClause(parameters[name], list(values)) for name, values in clause.items()]
+        result.add(terms[0] if len(terms) == 1 else ForbiddenAndConjunction(*terms))
+    return result
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what SMAC says to itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,358 @@
+"""A trial: one network trained for so many epochs, in a process of its own that cannot harm the search."""
+
+import contextlib
+import fcntl
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from torch import nn
+
+from xnext._files import make_folder, write_atomic
+from xnext._timing import deciles, time_calls
+from xnext.data import Preprocessing
+from xnext.errors import UserError
+from xnext.evaluation.complexity import count_macs, count_parameters
+from xnext.kernels import fuse
+from xnext.models._registry import create_variant
+from xnext.training import Run, TrainConfig, train
+from xnext.training.interrupts import Stopped
+from xnext.training.trainer import NonFiniteError
+
+SUCCESS = "success"
+REJECTED = "rejected"
+FAILURES = ("exception", "diverged", "out of memory", "timeout", "crashed")
+STATUSES = (SUCCESS, REJECTED, *FAILURES)
+"""How a trial ends. Rejected: its network is over a limit, and was not trained."""
+
+SIZES = ("latency_ms", "macs", "params")
+"""What is known of a network before it is trained."""
+
+_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+_LOOK = 0.1  # seconds between two looks at a process
+_MOST_SPREAD = 0.05  # of the latency: half of what lies between its deciles, to its median
+_MOST_ROUNDS = 10
+_CALLS = 20  # of the network in a round
+
+# What all trials share; the rest is the search's.
+_TRAINING: Mapping[str, Any] = {
+    "loader": "memory",
+    "optimizer": "adamw",
+    "lr": "4.0e-3/256",
+    "weight_decay": 0.05,
+    "clip_grad": 5.0,
+    "label_smoothing": 0.1,
+    "augment": "light",
+    "crop_pct": 1.0,
+    "keep": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a trial's process is told.
+
+    Attributes:
+        number: Of the trial, its name in the journal.
+        folder: Of the network, where an earlier trial of it with fewer epochs has left its state.
+        model: Name of a registered network.
+        model_args: Fields of its config that differ.
+        data: Folder of the decoded images.
+        epochs: After which the trial ends.
+        max_epochs: After which the learning rate would be at its end.
+        classes: Of the images.
+        limits: Most milliseconds, multiply-accumulates or parameters, by their names in ``SIZES``.
+        latency: Whether to measure it.
+        training: Further fields of the training's config.
+        seconds: Most that it may take, or None.
+        memory_gib: Most memory, of the host and of the device each, or None.
+        device: Number of the GPU, or None for what there is.
+        threads: Of PyTorch on the CPU.
+    """
+
+    number: int
+    folder: str
+    model: str
+    model_args: Mapping[str, Any]
+    data: str
+    epochs: int
+    max_epochs: int
+    classes: int
+    limits: Mapping[str, float] = field(default_factory=dict)
+    latency: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    memory_gib: float | None = None
+    device: int | None = None
+    threads: int = 1
+
+    @property
+    def log(self) -> Path:
+        """The file of all that its process prints."""
+        return Path(self.folder) / "log.txt"
+
+    @property
+    def result(self) -> Path:
+        """The file of its outcome."""
+        return Path(self.folder) / f"epoch-{self.epochs}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        status: One of ``STATUSES``.
+        values: What was measured, by name: ``top1`` in per cent, ``latency_ms``, ``macs``, ``params``.
+        seconds: That its process ran.
+        reason: Of anything but success, in a line.
+    """
+
+    status: str
+    values: Mapping[str, float]
+    seconds: float = 0.0
+    reason: str = ""
+
+
+class TrialLost(Exception):  # noqa: N818 - the trial is to be asked again
+    """The process of a trial ended without a word: it was killed, or died of a signal."""
+
+
+def warm_up() -> Any:
+    """Start what trials are forked from, which takes seconds; return it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["xnext.search._preload"])
+    forkserver.ensure_running()
+    return context
+
+
+def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome:
+    """Run a trial in a process of its own, end it where it takes too much, and say how it went.
+
+    Args:
+        trial: The trial.
+        cancelled: Once set, the process is asked to save and end.
+
+    Raises:
+        TrialLost: The process died, though it was not ended here, or was cancelled.
+    """
+    if (outcome := _read(trial)) is not None:  # its search was killed before it could note that
+        return outcome
+    make_folder(Path(trial.folder))
+    context = warm_up()
+    process = context.Process(target=_run, args=(trial,), name=f"trial {trial.number}")
+    started = time.monotonic()
+    process.start()
+    try:
+        end = _watch(process, trial, started, cancelled)
+    finally:
+        _end(process)
+    seconds = round(time.monotonic() - started, 3)
+    if (outcome := _read(trial)) is not None:
+        return Outcome(**asdict(outcome) | {"seconds": seconds})
+    if cancelled is not None and cancelled.is_set():
+        raise TrialLost("was cancelled")
+    known = _read_sizes(Path(trial.folder))
+    if end is not None:
+        return Outcome(status=end[0], values=known, seconds=seconds, reason=end[1])
+    code = process.exitcode or 0
+    raise TrialLost(f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
+
+
+def _watch(
+    process: Any, trial: Trial, started: float, cancelled: threading.Event | None
+) -> tuple[str, str] | None:
+    """Wait for a process; return the status and reason for which it has to end, or None if it did."""
+    seen = None
+    with contextlib.suppress(psutil.Error):
+        seen = psutil.Process(process.pid)
+    while process.exitcode is None:
+        wait([process.sentinel], timeout=_LOOK)
+        if cancelled is not None and cancelled.is_set():
+            return None
+        if trial.seconds is not None and time.monotonic() - started > trial.seconds:
+            return "timeout", f"took more than {trial.seconds:g} seconds"
+        with contextlib.suppress(psutil.Error):  # it may just have ended
+            if (
+                trial.memory_gib is not None
+                and seen is not None
+                and _private(seen) > trial.memory_gib * 2**30
+            ):
+                return "out of memory", f"took more than {trial.memory_gib:g} GiB of memory"
+    return None
+
+
+def _private(process: psutil.Process) -> int:
+    """Return the bytes that a process has for itself; the decoded images belong to all trials."""
+    memory = process.memory_info()
+    return memory.rss - getattr(memory, "shared", 0)
+
+
+def _end(process: Any) -> None:
+    """Ask a process to end, and kill it if it does not."""
+    for stop in (process.terminate, process.kill):
+        if process.exitcode is None:
+            stop()
+            process.join(_GRACE)
+    process.join()
+
+
+def _read(trial: Trial) -> Outcome | None:
+    """Return the outcome that a trial's process has written."""
+    try:
+        return Outcome(**json.loads(trial.result.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def _run(trial: Trial) -> None:
+    """Do a trial, as the process of its own; print into its log."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if trial.device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(trial.device)
+    with _logged(trial.log), _locked(Path(trial.folder)):
+        print(f"trial {trial.number}: {trial.epochs} epochs")
+        torch.set_num_threads(trial.threads)
+        if trial.memory_gib is not None and torch.cuda.is_available():
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, trial.memory_gib * 2**30 / total))
+        try:
+            outcome = _train(trial)
+        except Stopped as stopped:
+            print(stopped)
+            sys.exit(128 + stopped.signal)
+        except Exception as error:
+            traceback.print_exc()
+            status = _status(error)
+            reason = f"{type(error).__name__}: {error}" if status == "exception" else str(error)
+            values = _read_sizes(Path(trial.folder))
+            outcome = Outcome(status=status, values=values, reason=" ".join(reason.split()))
+        write_atomic(trial.result, json.dumps(asdict(outcome)).encode())
+
+
+def _status(error: Exception) -> str:
+    if isinstance(error, NonFiniteError):
+        return "diverged"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out of memory"
+    return "exception"
+
+
+def _train(trial: Trial) -> Outcome:
+    """Measure a network and, if it is within the limits, train it from where it was left."""
+    folder = Path(trial.folder)
+    run = Run(folder / "run")
+    config = TrainConfig(
+        model=trial.model, model_args=dict(trial.model_args), data=f"packed:{trial.data}", output=run.path,
+        epochs=trial.max_epochs, **dict(_TRAINING) | dict(trial.training),
+    )  # fmt: skip
+    values = _read_sizes(folder) or _measure(trial, config)
+    write_atomic(folder / "sizes.json", json.dumps(values).encode())
+    for name, most in trial.limits.items():
+        if values[name] > most:
+            reason = f"{name} {values[name]:.4g} is more than {most:.4g}"
+            return Outcome(status=REJECTED, values=values, reason=reason)
+    summary = train(config, Console(file=sys.stdout), resume=run.config.is_file(), until=trial.epochs)
+    row = run.read_metrics()[-1]
+    name = next(name for name in ("top1", "map") if f"val_{name}" in row)
+    print(f"best so far: {summary[f'best_val_{name}']:.2f}")
+    return Outcome(status=SUCCESS, values=values | {"top1": row[f"val_{name}"]})
+
+
+def _measure(trial: Trial, config: TrainConfig) -> dict[str, float]:
+    """Return what is known of a network before it is trained."""
+    network = create_variant(config.model, config.model_args, num_classes=trial.classes)
+    shape = Preprocessing.for_model(network, config.image_size, config.crop_pct).shape
+    values: dict[str, float] = {"params": count_parameters(network), "macs": count_macs(network, shape)}
+    if trial.latency:
+        gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+        values["latency_ms"] = measure_latency(network, shape, torch.device("cuda" if gpu else "cpu"))
+    return values
+
+
+def measure_latency(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> float:
+    """Return the milliseconds that a network takes for one image, fused for inference.
+
+    Rounds of calls are repeated until their spread is under 5 %, ten times at most; then the round that
+    spread least counts.
+
+    Args:
+        network: The network.
+        shape: Of the image, (C, H, W).
+        device: Where.
+    """
+    fused = fuse(network.to(device).eval()).to(memory_format=torch.channels_last)
+    image = torch.randn(1, *shape, device=device).to(memory_format=torch.channels_last)
+    best, found = math.inf, math.inf
+    with torch.inference_mode():
+        for _ in range(_MOST_ROUNDS):
+            low, median, high = deciles(time_calls(lambda: fused(image), device, _CALLS))
+            if (spread := (high - low) / 2 / median) < best:
+                best, found = spread, median
+            if best < _MOST_SPREAD:
+                break
+    return round(found * 1e3, 4)
+
+
+def _read_sizes(folder: Path) -> dict[str, float]:
+    """Return what an earlier trial of the network has measured."""
+    try:
+        return json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def _die_with_parent() -> None:
+    """End this process once the search is no more; its training goes on from the last saved epoch."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send all that is printed, by libraries too, to the end of a file."""
+    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process trains in a folder: that of a killed search takes a moment to end."""
+    with (folder / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def require_free_of(folder: Path) -> Any:
+    """Take the lock of a search's folder for as long as what is returned lives.
+
+    Raises:
+        UserError: Another process has it.
+    """
+    stream = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.close()
+        raise UserError(f"{folder}: a search is running there; wait for it, or stop it") from error
+    return stream

@@ -1,0 +1,196 @@
+"""Searches: every trial is noted once, however it or the search ends."""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from xnext.cli import main
+from xnext.errors import UserError
+from xnext.search import Search
+from xnext.search.journal import Journal
+
+
+def words(config, output) -> list[str]:
+    """Return the command of a search."""
+    options = {
+        name: getattr(config, name)
+        for name in (
+            "space",
+            "trials",
+            "max_epochs",
+            "optimizer",
+            "width",
+            "image_size",
+            "batch_size",
+            "device",
+        )
+    }
+    flat = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    several = [word for name in config.objective for word in ("--objective", name)]
+    return ["search", config.data, "--output", str(output), *flat, *several]
+
+
+def told(path) -> list[dict]:
+    """Return the trials of a search, without what differs from run to run."""
+    entries = Journal.open(path / "journal.jsonl").entries[1:]
+    asked = [entry for entry in entries if "ask" in entry]
+    told = {entry["tell"]: entry for entry in entries if "tell" in entry}
+    assert [entry["ask"] for entry in asked] == list(range(len(asked)))
+    assert len(told) == sum("tell" in entry for entry in entries), "a trial was told twice"
+    return [
+        {"point": ask["point"], "epochs": ask["epochs"], "status": told[ask["ask"]]["status"]}
+        | {name: told[ask["ask"]]["values"].get(name) for name in ("top1", "macs", "params")}
+        for ask in asked
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["random", "evolution", "smac"])
+def test_a_search_from_the_command_line(config, tmp_path, capsys, optimizer):
+    output = tmp_path / "search"
+    assert main(words(config(optimizer=optimizer), output)) == 0
+    trials = told(output)
+    assert len(trials) == 6 and all(trial["status"] == "success" for trial in trials)
+    assert len({(tuple(trial["point"].items()), trial["epochs"]) for trial in trials}) == 6
+    assert "best: " in capsys.readouterr().out
+    assert main(["search", "show", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "6 success" in shown and "0 minutes left" in shown and "act" in shown
+    assert main(["search", "best", str(output)]) == 0
+    assert (output / "best.yaml").is_file()
+    assert main(["search", "--resume", "--output", str(output), "--trials", "8"]) == 0
+    assert told(output)[:6] == trials and len(told(output)) == 8
+
+
+def test_the_winner_is_trained_at_full_size(config, tmp_path, capsys):
+    search = Search.create(tmp_path / "search", config(trials=2))
+    search.run()
+    train = [
+        "--data",
+        config().data,
+        "--epochs",
+        "1",
+        "--output",
+        str(tmp_path / "run"),
+        "--image-size",
+        "16",
+    ]
+    assert main(["search", "best", str(tmp_path / "search"), "--train", *train]) == 0
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "model: nexception_debug" in text and "middle_depth: 2" in text
+    best = search.history.best.query.point
+    assert f"middle_kernel_size: {best['middle_kernel_size']}" in text
+
+
+def test_promoted_trials_go_on_where_they_were(config, tmp_path):
+    search = Search.create(tmp_path / "search", config(optimizer="smac", trials=9, max_epochs=3))
+    search.run()
+    records = search.history.records
+    longest = [record for record in records if record.query.epochs == 3]
+    shorter = {record.network for record in records if record.query.epochs == 1}
+    promoted = [record for record in longest if record.network in shorter]
+    assert promoted
+    for record in promoted:
+        log = (tmp_path / "search" / "networks" / f"{record.network:05d}" / "log.txt").read_text()
+        assert log.count("epochs\n") == 2 and log.count("epoch 1/3") <= 2
+        run = tmp_path / "search" / "networks" / f"{record.network:05d}" / "run"
+        assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [
+            1,
+            2,
+            3,
+        ]
+
+
+def test_several_objectives_and_limits(config, tmp_path, capsys):
+    limited = config(
+        optimizer="smac", objective=("top1", "params", "latency_ms"), limit=("params<=7000",), trials=8
+    )
+    search = Search.create(tmp_path / "search", limited)
+    search.run()
+    status = {record.status for record in search.history.records}
+    assert status == {"success", "rejected"}
+    for record in search.history.records:
+        assert (record.status == "rejected") == (record.values["params"] > 7000)
+        assert record.values["latency_ms"] > 0 and all(0 <= cost < float("inf") for cost in record.costs)
+    front = search.history.front
+    assert front == sorted(front, key=lambda record: record.costs)
+    assert main(["search", "show", str(tmp_path / "search")]) == 0
+    assert "the front:" in capsys.readouterr().out
+
+
+def test_two_workers_make_as_many_trials(config, tmp_path):
+    search = Search.create(tmp_path / "search", config(workers=2))
+    search.run()
+    assert len(told(tmp_path / "search")) == 6
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("objective", [("top1",), ("top1", "params")], ids=["one", "two"])
+def test_a_search_killed_anywhere_goes_on(config, tmp_path, objective):
+    """Kills of the search, of its trials and in the middle of a line; then all is as without them."""
+    plain = config(optimizer="smac", objective=objective, trials=16)
+    Search.create(tmp_path / "whole", plain).run()
+    expected, output, draw = told(tmp_path / "whole"), tmp_path / "search", random.Random(0)
+    command, journal, kills = words(plain, output), output / "journal.jsonl", 0
+    for life in range(4):
+        process = subprocess.Popen([sys.executable, "-m", "xnext", *command], stdout=subprocess.DEVNULL)
+        for _ in range(2):
+            wait_for_work(journal, process)
+            time.sleep(draw.uniform(0, 0.2))
+            kills += kill_trial(process, output)
+        wait_for_work(journal, process)
+        time.sleep(draw.uniform(0, 0.4))
+        assert process.poll() is None, "it is to be killed at work"
+        process.kill()
+        process.wait()
+        kills += 1
+        command = ["search", "--resume", "--output", str(output)]
+        if life % 2:
+            with journal.open("ab") as stream:
+                stream.write(b'{"tell": 3, "sta')
+    assert main(command) == 0
+    assert told(output) == expected and kills >= 10
+
+
+def wait_for_work(journal, process) -> None:
+    """Wait until a search has written a line."""
+    before = journal.stat().st_size if journal.exists() else 0
+    while (not journal.exists() or journal.stat().st_size <= before) and process.poll() is None:
+        time.sleep(0.01)
+
+
+def kill_trial(search, output) -> int:
+    """Kill a process of a trial, which has its log open; return how many that were."""
+    for _ in range(50):
+        for process in psutil.Process(search.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(file.path.startswith(str(output / "networks")) for file in process.open_files()):
+                    process.kill()
+                    return 1
+        time.sleep(0.02)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"trials": None}, "--trials N or --hours H"),
+        ({"trials": 0}, "trials is 0; it must be at least 1"),
+        ({"min_epochs": 5}, "min_epochs 5 is more than max_epochs 2"),
+        ({"objective": ("latency",)}, "must have top1"),
+        ({"objective": ("top1", "latency")}, "unknown objective 'latency'. Did you mean 'latency_ms'"),
+        ({"objective": ("top1", "top1")}, "stands twice"),
+        ({"limit": ("params<5",)}, "limit 'params<5' is not understood"),
+        ({"limit": ("params<=many",)}, "is not understood"),
+        ({"optimizer": "smack"}, "unknown optimizer 'smack'. Did you mean 'smac'"),
+        ({"width": float("nan")}, "width is nan"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(config, changes, line):
+    with pytest.raises(UserError, match=line.replace("'. ", r"'\. ")):
+        config(**changes)

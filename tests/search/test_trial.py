@@ -1,0 +1,140 @@
+"""Trials: however one ends, the search is told in its own words."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from xnext.data import Preprocessing, load_data, write_packed
+from xnext.errors import UserError
+from xnext.search.journal import Journal
+from xnext.search.trial import Trial, TrialLost, supervise
+
+ARGS = {"stem_dims": [8], "entry_dims": [16], "middle_depth": 1, "exit_dim": 16, "tail_dims": [16, 16]}
+
+
+@pytest.fixture(scope="session")
+def packed(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed")
+    half = (0.5, 0.5, 0.5)
+    preprocessing = Preprocessing(image_size=16, mean=half, std=half, interpolation="bicubic", crop_pct=1.0)
+    write_packed(load_data(str(folder / "pictures")), preprocessing, path)
+    return path
+
+
+@pytest.fixture
+def trial(packed, tmp_path):
+    def make(**changes) -> Trial:
+        training = {"image_size": 16, "batch_size": 16, "device": "cpu"} | changes.pop("training", {})
+        plain = {
+            "number": 3, "folder": str(tmp_path / "network"), "model": "nexception_debug", "model_args": ARGS,
+            "data": str(packed), "epochs": 1, "max_epochs": 4, "classes": 2,
+        }  # fmt: skip
+        return Trial(**plain | changes, training=training)
+
+    return make
+
+
+def test_success_and_its_continuation(trial):
+    first = supervise(trial())
+    assert first.status == "success" and first.seconds > 0
+    assert first.values.keys() == {"top1", "macs", "params"} and 0 <= first.values["top1"] <= 100
+    assert supervise(trial()).seconds == 0, "what is known is not computed again"
+    longer = supervise(trial(epochs=3))
+    rows = (Path(trial().folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    assert longer.status == "success" and len(rows) == 3
+    whole = supervise(trial(epochs=3, folder=f"{trial().folder}-2"))
+    assert whole.values == longer.values, "to the bit as if it had not stopped between"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "reason"),
+    [
+        ({"training": {"lr": 1e30, "clip_grad": None}}, "diverged", "loss is|norm is"),
+        ({"model_args": ARGS | {"middle_kernel_size": 4}}, "exception", "not an odd kernel size"),
+        ({"limits": {"params": 100}}, "rejected", "params 8698 is more than 100"),
+        ({"seconds": 0.05}, "timeout", "more than 0.05 seconds"),
+        ({"memory_gib": 0.001, "epochs": 4}, "out of memory", "more than 0.001 GiB"),
+        ({"data": "/nowhere"}, "exception", "set.json is missing"),
+    ],
+)
+def test_each_end_has_its_own_word(trial, changes, status, reason):
+    import re
+
+    outcome = supervise(trial(**changes))
+    assert outcome.status == status and re.search(reason, outcome.reason), outcome
+    assert "\n" not in outcome.reason
+
+
+def test_a_process_that_somebody_kills_is_lost(trial):
+    long = trial(epochs=400, max_epochs=400)
+    threading.Thread(target=kill_soon, args=(long,)).start()
+    with pytest.raises(TrialLost, match="died of SIGKILL"):
+        supervise(long)
+
+
+def kill_soon(trial: Trial) -> None:
+    """Kill a trial's process once it trains."""
+    metrics = Path(trial.folder) / "run" / "metrics.jsonl"
+    while not metrics.exists():
+        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        if any(trial.folder in file.path for file in process.open_files()):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def test_a_cancelled_trial_saves_and_goes_on(trial):
+    long, cancelled = trial(epochs=60, max_epochs=60), threading.Event()
+    metrics = Path(long.folder) / "run" / "metrics.jsonl"
+
+    def cancel() -> None:
+        while not metrics.exists():
+            time.sleep(0.05)
+        cancelled.set()
+
+    threading.Thread(target=cancel).start()
+    with pytest.raises(TrialLost, match="cancelled"):
+        supervise(long, cancelled)
+    assert len(metrics.read_text().splitlines()) < 60
+    assert supervise(long).status == "success"
+
+
+def test_the_journal_is_whole_after_any_cut(tmp_path):
+    journal = Journal.create(tmp_path / "journal.jsonl", {"seed": 1})
+    for number in range(3):
+        journal.append(ask=number, point={"act": "relu"})
+    content = journal.path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(content) if byte == 10]
+    for cut in range(ends[0], len(content) + 1):
+        journal.path.write_bytes(content[:cut])
+        read = Journal.open(journal.path)
+        assert len(read.entries) == sum(end <= cut for end in ends)
+        read.repair()
+        read.append(ask=9)
+        assert Journal.open(journal.path).entries == read.entries
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}\n", b'{"settings": {}}\n{"ask"\n{"ask": 1}\n', b"\xff\n", b"[]\n"]
+)
+def test_damaged_journals_are_told(tmp_path, content):
+    (tmp_path / "journal.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"journal\.jsonl"):
+        Journal.open(tmp_path / "journal.jsonl")
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    journal = Journal.create(tmp_path / "journal.jsonl", {})
+    before = journal.path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        journal.append(ask=0)
+    assert journal.path.read_bytes() == before and len(journal.entries) == 1
