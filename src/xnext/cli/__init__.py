@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from xnext._parser import Parser, config_first
 from xnext._processes import is_first
 from xnext._version import __version__
-from xnext.cli import benchmark, cam, compare, data, evaluate, models, predict, recipes, search, train
+from xnext.cli import (
+    benchmark,
+    cam,
+    compare,
+    data,
+    evaluate,
+    importance,
+    models,
+    predict,
+    recipes,
+    search,
+    train,
+)
 from xnext.cli._common import fail
 from xnext.errors import UserError
 from xnext.training.interrupts import Stopped
@@ -28,6 +40,7 @@ _VERBS = {
     "models": models.VERB,
     "benchmark": benchmark.VERB,
     "search": search.VERB,
+    "importance": importance.VERB,
 }
 
 
