@@ -133,13 +133,13 @@ def test_two_workers_make_as_many_trials(config, tmp_path):
 @pytest.mark.parametrize("objective", [("top1",), ("top1", "params")], ids=["one", "two"])
 def test_a_search_killed_anywhere_goes_on(config, tmp_path, objective):
     """Kills of the search, of its trials and in the middle of a line; then all is as without them."""
-    plain = config(optimizer="smac", objective=objective, trials=16)
+    plain = config(optimizer="smac", objective=objective, trials=12)
     Search.create(tmp_path / "whole", plain).run()
     expected, output, draw = told(tmp_path / "whole"), tmp_path / "search", random.Random(0)
     command, journal, kills = words(plain, output), output / "journal.jsonl", 0
-    for life in range(4):
+    for life in range(3):
         process = subprocess.Popen([sys.executable, "-m", "xnext", *command], stdout=subprocess.DEVNULL)
-        for _ in range(2):
+        for _ in range(3):
             wait_for_work(journal, process)
             time.sleep(draw.uniform(0, 0.2))
             kills += kill_trial(process, output)
@@ -158,9 +158,13 @@ def test_a_search_killed_anywhere_goes_on(config, tmp_path, objective):
 
 
 def wait_for_work(journal, process) -> None:
-    """Wait until a search has written a line."""
-    before = journal.stat().st_size if journal.exists() else 0
-    while (not journal.exists() or journal.stat().st_size <= before) and process.poll() is None:
+    """Wait until a search has ended another trial, of which none is to be killed three times."""
+
+    def count() -> int:
+        return journal.read_bytes().count(b'\n{"tell"') if journal.exists() else 0
+
+    before = count()
+    while count() == before and process.poll() is None:
         time.sleep(0.01)
 
 

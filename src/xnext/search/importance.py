@@ -14,7 +14,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.ensemble import RandomForestRegressor
 
 from xnext.errors import UserError
 from xnext.search.history import History
@@ -173,7 +172,9 @@ class _Encoding:
         return rows
 
 
-def _fit(encoding: _Encoding, points: Sequence[Point], costs: np.ndarray, seed: int) -> RandomForestRegressor:
+def _fit(encoding: _Encoding, points: Sequence[Point], costs: np.ndarray, seed: int) -> Any:
+    from sklearn.ensemble import RandomForestRegressor  # which half a second of every command would go into
+
     if np.ptp(costs) == 0:
         raise UserError("all of these trials cost the same, so that nothing mattered")
     forest = RandomForestRegressor(n_estimators=_TREES, random_state=seed)

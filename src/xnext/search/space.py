@@ -35,7 +35,7 @@ from xnext.models import get_config
 Point = Mapping[str, str]
 """The names of the values chosen, by choice; of the choices that exist there, in the space's order."""
 
-SPACES = ("nexception", "union")
+SPACES = ("nexception",)
 """Those that come with this project."""
 
 _KEYS = ("network", "fixed", "full", "choices", "conditions", "forbidden")
@@ -134,7 +134,7 @@ class Space:
             return cls(name, read_yaml(Path(str(resources.files(__package__) / "spaces" / f"{name}.yaml"))))
         if not name.endswith((".yaml", ".yml")):
             raise UserError(
-                f"unknown space {name!r}.{suggest(name, SPACES) or ' Choose nexception, union or FILE.yaml.'}"
+                f"unknown space {name!r}.{suggest(name, SPACES) or ' Choose nexception or FILE.yaml.'}"
             )
         return cls(name, read_yaml(Path(name)))
 

@@ -1,0 +1,54 @@
+"""Trials on a Dask cluster of two workers on this machine."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from xnext.errors import UserError
+from xnext.search import Search
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Return the address of a scheduler with two workers in processes of their own."""
+    address = tmp_path / "scheduler.json"
+    place = {"env": os.environ | {"DASK_DISTRIBUTED__WORKER__DAEMON": "False"}, "cwd": tmp_path}
+    options = ["--scheduler-file", str(address)]
+    commands = [
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *options],
+        *[["worker", "--nthreads", "1", "--no-dashboard", *options]] * 2,
+    ]
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "dask", *command], stderr=subprocess.DEVNULL, **place)
+        for command in commands
+    ]
+    from distributed import Client
+
+    with Client(scheduler_file=str(address), timeout="60s", set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        yield client
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
+@pytest.mark.timeout(300)
+def test_two_workers(config, tmp_path, cluster):
+    search = Search.create(
+        tmp_path / "search", config(scheduler=cluster.scheduler.address, workers=2, trials=6)
+    )
+    search.run()
+    assert [record.status for record in search.history.records] == ["success"] * 6
+    alone = Search.create(tmp_path / "alone", config(trials=6))
+    alone.run()
+    values = [[record.values for record in one.history.records] for one in (search, alone)]
+    assert values[0] == values[1], "where it was computed does not matter"
+
+
+def test_no_scheduler(config, tmp_path):
+    search = Search.create(tmp_path / "search", config(scheduler="tcp://127.0.0.1:9"))
+    with pytest.raises(UserError, match="tcp://127.0.0.1:9: no Dask scheduler answers there"):
+        search.run()
