@@ -50,5 +50,5 @@ def test_two_workers(config, tmp_path, cluster):
 
 def test_no_scheduler(config, tmp_path):
     search = Search.create(tmp_path / "search", config(scheduler="tcp://127.0.0.1:9"))
-    with pytest.raises(UserError, match="tcp://127.0.0.1:9: no Dask scheduler answers there"):
+    with pytest.raises(UserError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers there"):
         search.run()
