@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -180,6 +181,24 @@ def kill_trial(search, output) -> int:
     return 0
 
 
+def test_ctrl_c_lets_trials_save_and_a_second_search_waits(config, tmp_path):
+    output, plain = tmp_path / "search", config(trials=500, workers=2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xnext", *words(plain, output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for_work(output / "journal.jsonl", process)
+    with pytest.raises(UserError, match="a search is running there"):
+        Search.open(output).run()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.decode().startswith("xnext: stopped after ")
+    assert errors.count(b"\n") == 1 and b"--resume --output" in errors
+    search = Search.open(output)
+    search.extend(search.history.finished + 2, None)
+    search.run()
+    assert {trial["status"] for trial in told(output)} == {"success"}
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -193,6 +212,8 @@ def kill_trial(search, output) -> int:
         ({"limit": ("params<=many",)}, "is not understood"),
         ({"optimizer": "smack"}, "unknown optimizer 'smack'. Did you mean 'smac'"),
         ({"width": float("nan")}, "width is nan"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda"),
+        ({"scheduler": "somewhere"}, "'somewhere' is no address"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_done(config, changes, line):

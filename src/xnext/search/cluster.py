@@ -1,5 +1,6 @@
 """Trials on the workers of a Dask cluster, which see the folder of the search under the same path."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ def connect(address: str) -> Iterator[Executor]:
         from distributed import Client
     except ImportError as error:
         raise UserError("--scheduler needs Dask: pip install 'xnext[search]'") from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it meets comes as exceptions
     try:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:

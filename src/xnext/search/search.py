@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -77,8 +77,8 @@ class SearchConfig:
     seed: int = 0
     trial_minutes: float | None = None
     trial_memory: float | None = None
-    device: str = "auto"
-    amp: str = "off"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    amp: Literal["off", "bf16", "fp16"] = "off"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -104,6 +104,10 @@ class SearchConfig:
         if self.optimizer not in OPTIMIZERS:
             hint = suggest(self.optimizer, OPTIMIZERS) or _choose(OPTIMIZERS)
             raise UserError(f"unknown optimizer {self.optimizer!r}.{hint}")
+        if self.scheduler is not None and "://" not in self.scheduler:
+            raise UserError(f"scheduler {self.scheduler!r} is no address; give tcp://HOST:PORT")
+        if self.device == "cuda" and self.scheduler is None and not torch.cuda.is_available():
+            raise UserError("device cuda: PyTorch finds no GPU here; use auto or cpu")
         _ = self.limits
 
     @property
