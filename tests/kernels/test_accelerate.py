@@ -4,7 +4,6 @@ import copy
 import io
 import math
 import pickle
-from contextlib import nullcontext
 from itertools import islice
 
 import pytest
@@ -35,6 +34,7 @@ def depthwise(model: torch.nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("name", DEBUG)
 def test_our_networks_compute_the_same(device, name):
+    """In Triton's own interpreter, at its table's sizes."""
     model = xnext.create_model(name, num_classes=5).to(device).eval()
     x = torch.randn(1, 3, 16, 16, device=device)
     before, names, expected = list(model.state_dict()), depthwise(model), model(x)
@@ -174,7 +174,7 @@ def both_trainings(config, steps: int, **options) -> list[tuple[list[float], dic
     if "next_debug" in options["model"]:  # whose LayerScale begins with so little that mixers hardly count
         options["model_args"] = {"layer_scale": 1.0}
     options |= {"optimizer": "sgd", "device": "auto", **SIZES}
-    with nullcontext() if ON_GPU else quick_kernels():
+    with quick_kernels():
         return [first_steps(config(**options, kernels=kernels), steps) for kernels in ("torch", "triton")]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from quick import quick_kernels
 from torch import nn
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
@@ -25,7 +26,14 @@ def weight(device, *shape: int, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(shape, device=device, dtype=dtype).requires_grad_()
 
 
-def test_opcheck(device):
+@pytest.fixture
+def quick():
+    """What is registered is tried with kernels that take little time."""
+    with quick_kernels():
+        yield
+
+
+def test_opcheck(device, quick):
     x, w, b = image(device, 2, 8, 6, 5), weight(device, 8, 1, 3, 3), weight(device, 8)
     grad = torch.randn(2, 8, 6, 5, device=device)
     moves = (1, 1), (1, 1), (1, 1)
@@ -60,7 +68,7 @@ class Mixed(nn.Module):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_the_whole_graph_is_compiled(device, triton, dynamic):
+def test_the_whole_graph_is_compiled(device, triton, quick, dynamic):
     torch.compiler.reset()
     network, x = Mixed().to(device), image(device, 2, 8, 6, 6)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=dynamic)
@@ -75,7 +83,7 @@ def test_the_whole_graph_is_compiled(device, triton, dynamic):
         assert torch.equal(one, other)
 
 
-def test_export_keeps_them(device, triton):
+def test_export_keeps_them(device, triton, quick):
     network, x = Mixed().to(device).eval(), image(device, 2, 8, 6, 6).detach()
     program = torch.export.export(network, (x,))
     called = {str(node.target) for node in program.graph.nodes}
@@ -99,7 +107,7 @@ def test_autocast_is_that_of_convolutions(device, triton, dtype):
     assert w.grad.dtype == torch.float32 and x.grad.dtype == torch.float32
 
 
-def test_distributed_data_parallel(device, triton, tmp_path):
+def test_distributed_data_parallel(device, triton, quick, tmp_path):
     network, x = Mixed().to(device), image(device, 2, 8, 6, 6)
     plain = torch.autograd.grad(network(x).sum(), list(network.parameters()))
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -126,7 +134,7 @@ def test_cuda_graphs_replay_them(device, triton):
     torch.testing.assert_close(torch.autograd.grad(replayed(other).sum(), parameters), grads)
 
 
-def test_checkpointing_computes_the_same_again(device, triton):
+def test_checkpointing_computes_the_same_again(device, triton, quick):
     network, x = Mixed().to(device), image(device, 2, 8, 6, 6)
     plain = torch.autograd.grad(network(x).sum(), x)[0]
     again = torch.autograd.grad(checkpoint(network, x, use_reentrant=False).sum(), x)[0]
