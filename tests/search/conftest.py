@@ -38,7 +38,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def config(folder):
+def config(module_config):
+    """Return what makes a config."""
+    return module_config
+
+
+@pytest.fixture(scope="module")
+def module_config(folder):
+    """Return what makes a config, for the tests of a file."""
+
     def make(**changes) -> SearchConfig:
         plain = {
             "data": str(folder / "pictures"), "space": str(folder / "space.yaml"),

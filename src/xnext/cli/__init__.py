@@ -19,6 +19,7 @@ from xnext.cli import (
     models,
     predict,
     recipes,
+    report,
     search,
     train,
 )
@@ -41,6 +42,7 @@ _VERBS = {
     "benchmark": benchmark.VERB,
     "search": search.VERB,
     "importance": importance.VERB,
+    "report": report.VERB,
 }
 
 

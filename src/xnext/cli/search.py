@@ -138,7 +138,7 @@ def _print_best(search: Search) -> None:
     if best is None:
         raise UserError(f"{search.path}: no trial succeeded; xnext search show {search.path}")
     print(f"best: {best.values['top1']:.2f} % top-1, trial {best.number}: {point_line(best.query.point)}")
-    print(f"next: xnext search best {search.path}, or xnext importance {search.path}")
+    print(f"next: xnext search best {search.path}, or xnext report {search.path}")
 
 
 def _take_best(path: Path, arguments: Namespace) -> int:

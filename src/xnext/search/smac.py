@@ -89,7 +89,8 @@ def _facade(task: Task, folder: Path) -> Any:
     if several:
         parts["multi_objective_algorithm"] = kind.get_multi_objective_algorithm(scenario)
     if kind is MultiFidelityFacade:
-        parts["intensifier"] = kind.get_intensifier(scenario, eta=_ETA)
+        # Of several objectives, SMAC cannot compare a front whose trials are of other lengths.
+        parts["intensifier"] = kind.get_intensifier(scenario, eta=_ETA, incumbent_selection="highest_budget")
     return kind(scenario, _never, overwrite=True, logging_level=False, **parts)
 
 

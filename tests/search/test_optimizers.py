@@ -1,0 +1,85 @@
+"""Optimisers, told made-up costs: what they ask for is a function of that, and gets better."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from conftest import SPACE
+from xnext.search import Space
+from xnext.search.optimizers import OPTIMIZERS, Query, Task
+
+SPACE = Space("made up", yaml.safe_load(SPACE))
+WORTH = {
+    "act": ["gelu", "celu", "elu", "relu"],
+    "middle_kernel_size": ["7", "5", "3"],
+    "norm": ["batch", "layer"],
+}
+
+
+def cost(query: Query) -> float:
+    """Return how far a point is from the best, less so after more epochs, and some noise."""
+    place = sum(values.index(query.point[choice]) for choice, values in WORTH.items())
+    noise = random.Random(json.dumps([*query.point.items(), query.epochs])).uniform(0, 0.3)
+    return (place + noise + 3 / query.epochs) / 10
+
+
+def ask(name: str, count: int, seed: int = 0, objectives=("top1",), epochs: int = 9) -> list[Query]:
+    task = Task(space=SPACE, min_epochs=1, max_epochs=epochs, objectives=objectives, seed=seed)
+    optimizer, asked = OPTIMIZERS[name](task), []
+    for _ in range(count):
+        asked.append(optimizer.ask())
+        costs = [cost(asked[-1]), len(asked[-1].point) * 1000.0][: len(objectives)]
+        optimizer.tell(asked[-1], costs)
+    return asked
+
+
+@pytest.mark.parametrize("objectives", [("top1",), ("top1", "params")], ids=["one", "two"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_same_is_asked_again(name, objectives):
+    asked = ask(name, 24, objectives=objectives)
+    assert asked == ask(name, 24, objectives=objectives)
+    assert asked[:5] != ask(name, 5, seed=1, objectives=objectives)
+    for query in asked:
+        SPACE.check(query.point)
+    assert len({(*query.point.items(), query.epochs) for query in asked}) == 24, "nothing is tried twice"
+    lengths = {query.epochs for query in asked}
+    assert lengths == ({1, 3, 9} if name == "smac" else {9})
+
+
+def test_smac_asks_the_same_in_another_process():
+    """Python's sets have another order in each."""
+    code = f"import sys; sys.path.insert(0, {str(sys.path[0])!r}); import test_optimizers as t; import json; "
+    code += "print(json.dumps([[dict(q.point), q.epochs] for q in t.ask('smac', 20)]))"
+    place = __file__.rpartition("/")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=place,
+        env={"PYTHONHASHSEED": "2"},
+        capture_output=True,
+        check=True,
+    )
+    asked = [[dict(query.point), query.epochs] for query in ask("smac", 20)]
+    assert json.loads(done.stdout.splitlines()[-1]) == asked
+
+
+@pytest.mark.parametrize("name", ["smac", "evolution"])
+def test_they_learn(name):
+    """Of the last ten of sixty, more are near the best than of the first ten."""
+
+    def near(queries: list[Query]) -> int:
+        return sum(cost(Query(query.point, 9)) < 0.3 for query in queries)
+
+    asked = ask(name, 60)
+    assert near(asked[-20:]) > near(asked[:20])
+
+
+def test_random_search_ends_where_nothing_is_new():
+    small = Space("small", {"network": "nexception_debug", "choices": {"act": ["relu", "gelu"]}})
+    task = Task(space=small, min_epochs=1, max_epochs=1, objectives=("top1",), seed=0)
+    optimizer = OPTIMIZERS["random"](task)
+    assert {optimizer.ask().point["act"] for _ in range(2)} == {"relu", "gelu"}
+    assert optimizer.ask() is None
