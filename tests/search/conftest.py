@@ -3,23 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_space import SPACE
 
 from xnext.search import SearchConfig
-
-SPACE = """\
-network: nexception_debug
-fixed: {stem_dims: [8], entry_dims: [16], middle_depth: 1, exit_dim: 16, tail_dims: [16, 16]}
-full: {entry_dims: [16, 24], middle_depth: 2}
-choices:
-  act: [relu, gelu, elu, celu]
-  middle_kernel_size: [3, 5, 7]
-  pool: [max, conv]
-  norm: [batch, layer]
-  middle_block: [plain, bottleneck]
-  expansion: [2, 3]
-conditions:
-  expansion: {middle_block: bottleneck}
-"""
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,12 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from tiny_space import SPACE
 
-from conftest import SPACE
 from xnext.search import Space
 from xnext.search.optimizers import OPTIMIZERS, Query, Task
 
@@ -52,12 +53,13 @@ def test_the_same_is_asked_again(name, objectives):
 
 def test_smac_asks_the_same_in_another_process():
     """Python's sets have another order in each."""
-    code = f"import sys; sys.path.insert(0, {str(sys.path[0])!r}); import test_optimizers as t; import json; "
-    code += "print(json.dumps([[dict(q.point), q.epochs] for q in t.ask('smac', 20)]))"
-    place = __file__.rpartition("/")[0]
+    code = (
+        "import json, test_optimizers as t;"
+        "print(json.dumps([[dict(q.point), q.epochs] for q in t.ask('smac', 20)]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=place,
+        cwd=Path(__file__).parent,
         env={"PYTHONHASHSEED": "2"},
         capture_output=True,
         check=True,
