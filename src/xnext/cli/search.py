@@ -13,7 +13,7 @@ from xnext._parser import Parser
 from xnext.cli._common import DATA_HELP, Verb, new_table, print_table
 from xnext.errors import UserError
 from xnext.search import Record, Search, SearchConfig, Space, point_line, write_best
-from xnext.search.trial import STATUSES, SUCCESS
+from xnext.search.trial import SIZES, STATUSES, SUCCESS
 
 _ROWS = 10  # of the table of the best
 
@@ -95,8 +95,6 @@ def _show(path: Path, _: Namespace) -> int:
     counts["running or waiting"] = len(history.records) - history.finished
     print(", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no trials yet")
     print(f"{history.elapsed / 3600:.2f} hours so far; {_left(search)}")
-    if config.hours is None and config.trials is None:
-        return 0
     table = new_table(">trial", ">epochs", *(f">{name}" for name in ("top1", *_sizes(search))), "network")
     for record in history.front[:_ROWS] if len(config.objective) > 1 else _best(search):
         sizes = (f"{record.values[name]:.4g}" for name in _sizes(search))
@@ -118,7 +116,7 @@ def _best(search: Search) -> list[Record]:
 
 def _sizes(search: Search) -> list[str]:
     known = {name for record in search.history.successes for name in record.values}
-    return [name for name in ("latency_ms", "macs", "params") if name in known]
+    return [name for name in SIZES if name in known]
 
 
 def _left(search: Search) -> str:

@@ -93,17 +93,20 @@ class History:
         return [record for record in self.records if record.status == SUCCESS]
 
     @property
+    def longest(self) -> list[Record]:
+        """Of the trials that succeeded, those of the most epochs."""
+        most = max((record.query.epochs for record in self.successes), default=0)
+        return [record for record in self.successes if record.query.epochs == most]
+
+    @property
     def best(self) -> Record | None:
         """The most accurate of the longest trials that succeeded, or None."""
-        longest = max((record.query.epochs for record in self.successes), default=0)
-        full = [record for record in self.successes if record.query.epochs == longest]
-        return min(full, key=lambda record: record.costs, default=None)
+        return min(self.longest, key=lambda record: record.costs, default=None)
 
     @property
     def front(self) -> list[Record]:
         """Of the longest trials, those than which none is better in all objectives, best first."""
-        longest = max((record.query.epochs for record in self.successes), default=0)
-        full = [record for record in self.successes if record.query.epochs == longest]
+        full = self.longest
         kept = [record for record in full if not any(dominates(other.costs, record.costs) for other in full)]
         return sorted(kept, key=lambda record: record.costs)
 

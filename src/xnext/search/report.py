@@ -193,9 +193,7 @@ def _over_time(search: Search) -> go.Figure:
 def _front(search: Search) -> go.Figure:
     """Draw accuracy against a size, with the networks than which none is better in both."""
     name = _sizes(search)[0]
-    records = search.history.successes
-    longest = max(record.query.epochs for record in records)
-    full = [record for record in records if record.query.epochs == longest]
+    full = search.history.longest
     front: list[Record] = []
     for record in sorted(full, key=lambda record: (record.values[name], -record.values["top1"])):
         if not front or record.values["top1"] > front[-1].values["top1"]:

@@ -106,8 +106,6 @@ class SearchConfig:
             raise UserError(f"unknown optimizer {self.optimizer!r}.{hint}")
         if self.scheduler is not None and "://" not in self.scheduler:
             raise UserError(f"scheduler {self.scheduler!r} is no address; give tcp://HOST:PORT")
-        if self.device == "cuda" and self.scheduler is None and not torch.cuda.is_available():
-            raise UserError("device cuda: PyTorch finds no GPU here; use auto or cpu")
         _ = self.limits
 
     @property
@@ -201,6 +199,9 @@ class Search:
             UserError: All of the first trials went wrong, the workers are no more, or the disk is full.
             Stopped: A signal came; the trials under way have saved what they had.
         """
+        config = self.config
+        if config.device == "cuda" and config.scheduler is None and not torch.cuda.is_available():
+            raise UserError("device cuda: PyTorch finds no GPU here; use auto or cpu")
         lock = require_free_of(self.path)
         try:
             self._journal.repair()
