@@ -11,7 +11,8 @@ from torch import nn
 
 import xnext
 from xnext.evaluation.complexity import count_macs, count_parameters
-from xnext.models.layers import SegmentedConv2d
+from xnext.models.layers import SeparableConv2d
+from xnext.models.mixers import SegmentedConv2d
 
 
 def build(name: str, **options) -> nn.Module:
@@ -58,6 +59,38 @@ def test_segments_span_the_spectrum_from_regular_to_depthwise(segments):
         narrow, wider = divmod(channels, count)
         expected = 9 * (wider * (narrow + 1) ** 2 + (count - wider) * narrow**2)
         assert sum(p.numel() for k, p in weights.items() if k.startswith(key)) == expected
+
+
+@pytest.mark.parametrize("name", ["xception_debug", "nexception_tp_debug"])
+@pytest.mark.parametrize(
+    ("mixer", "taps"),
+    [
+        ("depthwise", lambda width, side: width * side**2),
+        ("partial", lambda width, side: width // 4 * side**2),
+        ("inception", lambda width, side: width // 4 * (side**2 + 2 * 7)),
+    ],
+)
+def test_the_separable_lineages_mix_as_metanext_does(name, mixer, taps):
+    model = build(name, mixer=mixer, branch_ratio=1 / 4, band_kernel_size=7)
+    side = 3 if name == "xception_debug" else 5
+    weights = [(k, p) for k, p in model.named_parameters() if "conv_dw" in k]
+    assert not any("bias" in k for k, _ in weights)
+    for conv in (module for module in model.modules() if isinstance(module, SeparableConv2d)):
+        width = conv.conv_pw.in_channels
+        assert sum(p.numel() for p in conv.conv_dw.parameters()) == taps(width, side)
+    pulse = torch.zeros(1, 24, 15, 15)
+    pulse[:, :, 7, 7] = 1
+    reach = [
+        tuple((band.nonzero().amax(0) - band.nonzero().amin(0) + 1).tolist())
+        for band in model.config.build_spatial(24, 3)(pulse)[0]
+    ]
+    identity, square, across, down = (1, 1), (3, 3), (1, 7), (7, 1)
+    expected = {
+        "depthwise": [square] * 24,
+        "partial": [identity] * 18 + [square] * 6,
+        "inception": [identity] * 6 + [square] * 6 + [across] * 6 + [down] * 6,
+    }
+    assert reach == expected[mixer]
 
 
 @settings(max_examples=25, deadline=None)
@@ -232,6 +265,11 @@ def test_output_stride_is_timms(output_stride):
         ("xception_debug", {"entry_dims": ()}, "entry_dims"),
         ("xception_debug", {"entry_acts": (2,)}, "entry_acts=2"),
         ("xception_debug", {"segments": 0}, "segments"),
+        ("xception_debug", {"segments": 2, "mixer": "partial"}, "segments=2 needs mixer='depthwise'"),
+        ("xception_debug", {"mixer": "inception", "branch_ratio": 0.4}, "branch_ratio=0.4 must be at most"),
+        ("nexception_tp_debug", {"mixer": "inception", "branch_ratio": 0.01}, "one channel of 16"),
+        ("xception_debug", {"mixer": "attention"}, "mixer must be one of depthwise, partial, inception"),
+        ("xception_debug", {"band_kernel_size": 4}, "band_kernel_size=4 is not an odd"),
         ("nexception_tp_debug", {"depths": (1, 2)}, "dims"),
         ("inceptionnext_debug", {"branch_ratio": 0.5}, "branch_ratio=0.5"),
         ("inceptionnext_debug", {"branch_ratio": 1e-3}, "branch_ratio"),

@@ -1,9 +1,12 @@
 """Spaces: their points are values of the config, and what is no point is told in a line."""
 
 import itertools
+import random
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import given, settings
 
 import xnext
@@ -27,6 +30,7 @@ SMALL = {
     "conditions": {"expansion": {"middle_block": "bottleneck"}},
     "forbidden": [{"act": "relu", "expansion": 2}],
 }
+ALONE: dict[str, Any] = {"conditions": {}, "forbidden": []}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,63 @@ def test_counting_apart_is_counting_all(name):
     points = list(small.points())
     configs = {small.architecture(point).config for point in points}
     assert small.count() == len(configs) == len(points) == 2 ** len(small.choices)
+
+
+def test_the_union_counts_what_it_lists():
+    """With all its conditions and prohibitions, but fewer values of most choices."""
+    content = Space.load("union").content
+    keep = {"stages": 3, "mixer": 3, "segments": 4}
+    choices = {}
+    for choice, values in content["choices"].items():
+        most = keep.get(choice, 2 if choice in ("width", "branch_ratio", "kernel_size", "act") else 1)
+        kept = list(values.items() if isinstance(values, dict) else values)[:most]
+        choices[choice] = dict(kept) if isinstance(values, dict) else kept
+    choices |= {"kernel_size": [3, 7], "entry_kernel_size": [3, 7, 9]}
+    space = Space("small", content | {"choices": choices, "forbidden": content["forbidden"][:1]})
+    points = list(space.points())
+    assert space.count() == len({space.architecture(point).config for point in points}) == len(points) > 200
+
+
+def test_every_network_of_the_union_computes():
+    """At the size of a search; fused, it computes the same."""
+    space, generator = Space.load("union"), random.Random(0)
+    assert space.count() > 10**8
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen: dict[str, set[str]] = {}
+    for _ in range(25):
+        point = space.draw(generator)
+        for choice, value in point.items():
+            seen.setdefault(choice, set()).add(value)
+        architecture = space.architecture(point, 1 / 8)
+        network = xnext.create_model(architecture.model, num_classes=5, **architecture.model_args).eval()
+        with torch.inference_mode():
+            logits = network(image)
+            assert logits.shape == (2, 5)
+            torch.testing.assert_close(xnext.fuse(network)(image), logits, rtol=1e-4, atol=1e-5)
+        assert space.full_size(point).config.num_levels == (5 if point["stages"] == "flow" else 4)
+    assert seen["stages"] == {"flow", "pyramid", "isotropic"} and len(seen["mixer"]) == 3
+
+
+def test_the_union_holds_the_other_space():
+    union = Space.load("union")
+    for point in (NEXCEPTION_T, XCEPTION):
+        of_union = point | {
+            "stages": "flow", "width": "1", "depth": "1", "mixer": "depthwise", "segments": "none",
+        }  # fmt: skip
+        theirs = Space.load("nexception")
+        assert union.full_size(of_union).config == theirs.full_size(point).config
+        assert union.architecture(of_union, 0.25).config == theirs.architecture(point, 0.25).config
+
+
+def test_width_and_depth_are_factors():
+    sizes = {"small": {"width": 0.5, "depth": 0.5}, "full": {"depth": 2, "full": {"depth": 4, "act": "celu"}}}
+    space = Space("mine", {"network": "nexception_debug", "choices": {"size": sizes}})
+    base = get_config("nexception_debug")
+    small, full = (space.architecture({"size": size}).config for size in sizes)
+    assert small.exit_dim == base.exit_dim / 2 and small.middle_depth == base.middle_depth / 2 == 1
+    assert full.exit_dim == base.exit_dim and full.middle_depth == 4
+    best = space.full_size({"size": "full"}).config
+    assert (best.middle_depth, best.act) == (8, "celu") and space.count() == 2
 
 
 def test_equal_networks_under_other_names_are_one():
@@ -121,6 +182,11 @@ def test_conditions_and_prohibitions():
         ({"conditions": {"expand": {"act": "relu"}}}, "a condition of no choice: 'expand'"),
         ({"conditions": {"act": {"expansion": 2}, "expansion": {"act": "relu"}}}, "round in a circle"),
         ({"forbidden": {"act": "relu"}}, "must be a list"),
+        (ALONE | {"choices": {"size": {"s": {"width": "wide"}}}}, "size s: width must be a factor"),
+        (ALONE | {"choices": {"size": {"s": {"depth": 0}}}}, "size s: depth must be a factor"),
+        (ALONE | {"choices": {"size": {"s": {"full": 3}}}}, "size s: `full` must hold lines"),
+        (ALONE | {"choices": {"size": {"s": {"full": {"akt": 3}}}}}, "size s: .* has no field 'akt'"),
+        (ALONE | {"choices": {"size": {"s": {"exit_dim": "x", "width": 2}}}}, "exit_dim must be a whole"),
         ({"forbidden": [{"act": ["relu", "gelu"], "expansion": 2}]}, "expansion: '2' is in no point"),
     ],
 )  # fmt: skip
@@ -144,6 +210,7 @@ def test_names_of_spaces(tmp_path):
 def test_any_space_counts_what_it_lists(data):
     """Choices that share fields, depend on each other and exclude each other."""
     fields = {"act": ["relu", "gelu"], "pool": ["max", "blur"], "expansion": [2, 3], "middle_depth": [1, 2]}
+    fields |= {"width": [0.5], "depth": [2]}
     draw_part = st.fixed_dictionaries(
         {}, optional={name: st.sampled_from(values) for name, values in fields.items()}
     )

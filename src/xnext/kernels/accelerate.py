@@ -15,7 +15,7 @@ from xnext.kernels.functional import (
     partial_depthwise_conv2d,
 )
 from xnext.models.layers import BlurPool2d
-from xnext.models.metanext import InceptionDWConv2d, PartialDWConv2d
+from xnext.models.mixers import InceptionDWConv2d, PartialDWConv2d
 
 # Layers change their class and nothing else: hooks, parameters, copies and pickles go on as before.
 

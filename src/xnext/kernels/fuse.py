@@ -223,7 +223,7 @@ def fuse_layers(layers: Sequence[nn.Module]) -> list[nn.Module]:
                 _fold_before(fused.pop(), conv)
             fused.append(conv)
         else:
-            fused.append(layer)
+            fused.append(_fuse_mixer(layer))
     return fused
 
 

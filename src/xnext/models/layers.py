@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, SelectAdaptivePool2d, make_divisible
 from torch import Tensor, nn
 
+from xnext.models.mixers import SpatialConfig
+
 # Every constructor passes **dd, the keywords ``device`` and ``dtype``, on to the layers it makes.
 
 
@@ -35,37 +37,6 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
 NORMS: dict[str, Callable[..., nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
 
 
-class SegmentedConv2d(nn.Module):
-    """Spatial convolution that sees each channel-space segment alone (Xception, section 1.2).
-
-    One segment is a regular convolution, one a channel a depthwise one; in between lies the spectrum
-    that the paper leaves open. Segments are equal where they divide the channels; otherwise the first
-    ones are a channel wider.
-
-    Args:
-        channels: Input and output channels.
-        kernel_size: Odd side of the square kernel; the padding keeps the size.
-        segments: Number of segments; None, or more than ``channels``, means one a channel.
-    """
-
-    def __init__(self, channels: int, kernel_size: int, segments: int | None = None, **dd: Any):
-        super().__init__()
-        segments = channels if segments is None else min(segments, channels)
-        narrow, wider = divmod(channels, segments)
-        # At most two grouped convolutions: `wider` segments of one channel more, then the others.
-        groups = [wider, segments - wider] if wider else [segments]
-        self.widths = [wider * (narrow + 1), (segments - wider) * narrow] if wider else [channels]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(w, w, kernel_size, padding=kernel_size // 2, groups=g, bias=False, **dd)
-            for w, g in zip(self.widths, groups, strict=True)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C, H, W) to the same shape."""
-        parts = x.split(self.widths, dim=1)
-        return torch.cat([conv(parts[i]) for i, conv in enumerate(self.convs)], dim=1)
-
-
 class SeparableConv2d(nn.Module):
     """Spatial convolution a channel (or segment), then a pointwise one; nothing between by default.
 
@@ -74,7 +45,7 @@ class SeparableConv2d(nn.Module):
         out_channels: Channels of the output.
         kernel_size: Odd side of the spatial kernel; the padding keeps the size.
         inner_act: Activation between the two (Xception, section 4.7), or None.
-        segments: Channel-space segments of the spatial convolution; None is depthwise.
+        spatial: Which spatial convolution.
     """
 
     def __init__(
@@ -83,18 +54,11 @@ class SeparableConv2d(nn.Module):
         out_channels: int,
         kernel_size: int,
         inner_act: str | None = None,
-        segments: int | None = None,
+        spatial: SpatialConfig = SpatialConfig(),  # noqa: B008 - it is frozen
         **dd: Any,
     ):
         super().__init__()
-        self.conv_dw: nn.Module
-        if segments is None or segments >= in_channels:
-            self.conv_dw = nn.Conv2d(
-                in_channels, in_channels, kernel_size,
-                padding=kernel_size // 2, groups=in_channels, bias=False, **dd,
-            )  # fmt: skip
-        else:
-            self.conv_dw = SegmentedConv2d(in_channels, kernel_size, segments, **dd)
+        self.conv_dw = spatial.build_spatial(in_channels, kernel_size, **dd)
         self.act = ACTIVATIONS[inner_act]() if inner_act else nn.Identity()
         self.conv_pw = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
 
@@ -188,7 +152,7 @@ class SeparableBlock(nn.Module):
         squeeze_excite: Whether channel attention ends the branch.
         residual: Whether there is a shortcut.
         inner_act: Activation between depthwise and pointwise, or None.
-        segments: Channel-space segments of the spatial convolutions; None is depthwise.
+        spatial: Which spatial convolutions.
         drop_path: Probability that a training sample skips the branch.
     """
 
@@ -205,7 +169,7 @@ class SeparableBlock(nn.Module):
         squeeze_excite: bool = False,
         residual: bool = True,
         inner_act: str | None = None,
-        segments: int | None = None,
+        spatial: SpatialConfig = SpatialConfig(),  # noqa: B008 - it is frozen
         drop_path: float = 0.0,
         **dd: Any,
     ):
@@ -214,7 +178,7 @@ class SeparableBlock(nn.Module):
         for i, (before, after) in enumerate(pairwise(widths)):
             if i in acts_before:
                 layers[f"act{i + 1}"] = ACTIVATIONS[act]()
-            layers[f"conv{i + 1}"] = SeparableConv2d(before, after, kernel_size, inner_act, segments, **dd)
+            layers[f"conv{i + 1}"] = SeparableConv2d(before, after, kernel_size, inner_act, spatial, **dd)
             if i in norms_after:
                 layers[f"norm{i + 1}"] = NORMS[norm](after, **dd)
         if pool:

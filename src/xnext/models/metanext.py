@@ -21,6 +21,7 @@ from xnext.models._config import ConfigError, check_choice, check_odd, check_pos
 from xnext.models._network import Network, build_pyramid
 from xnext.models._registry import register_variants, weights
 from xnext.models.layers import ACTIVATIONS, NORMS, ClassifierHead
+from xnext.models.mixers import InceptionDWConv2d, PartialDWConv2d, check_ratio, depthwise_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,85 +75,12 @@ class MetaNeXtConfig:
         for field in ("kernel_size", "square_kernel_size", "band_kernel_size"):
             check_odd(field, getattr(self, field))
         check_stages(self, "depths", "dims", "strides", "mlp_ratios")
-        most = {"inception": 1 / 3, "partial": 1}.get(self.mixer)  # the other mixers have no branches
-        if most and (not 0 < self.branch_ratio <= most or int(min(self.dims) * self.branch_ratio) < 1):
-            raise ConfigError(
-                f"branch_ratio={self.branch_ratio!r} must be at most {most:.3g}, "
-                f"and large enough for one channel of {min(self.dims)}"
-            )
+        check_ratio(self.mixer, self.branch_ratio, self.dims)
         check_positive("num_heads", self.num_heads)
         if self.mixer == "attention" and any(dim % self.num_heads for dim in self.dims):
             raise ConfigError(f"num_heads={self.num_heads!r} does not divide dims={self.dims!r}")
         if self.bands == "sequential" and not {"horizontal", "vertical"} <= set(self.branches):
             raise ConfigError(f"bands='sequential' needs both bands in branches={self.branches!r}")
-
-
-def _depthwise(channels: int, kernel_size: tuple[int, int], dilation: int, **dd: Any) -> nn.Conv2d:
-    """Return a depthwise convolution that keeps the size; a side of one is not dilated."""
-    rates = (dilation if kernel_size[0] > 1 else 1, dilation if kernel_size[1] > 1 else 1)
-    padding = (rates[0] * (kernel_size[0] - 1) // 2, rates[1] * (kernel_size[1] - 1) // 2)
-    return nn.Conv2d(channels, channels, kernel_size, padding=padding, dilation=rates, groups=channels, **dd)
-
-
-class InceptionDWConv2d(nn.Module):
-    """Inception depthwise convolution (the paper's section 3.2): a part of the channels a branch.
-
-    The channels are, in this order, the identity, the square kernel, the horizontal and the vertical
-    band, as in the published code and weights; the paper's algorithm 1 writes the identity last.
-
-    In sequence, both bands run over the channels of the vertical branch and those of the horizontal one
-    join the identity: as many convolutions on as many channels as in parallel, which fits the equal
-    throughput of table 8.
-
-    Args:
-        channels: Input and output channels C.
-        config: Gives ratio, kernels, branches and their order.
-        dilation: Dilation of the kernels.
-    """
-
-    def __init__(self, channels: int, config: MetaNeXtConfig, dilation: int = 1, **dd: Any):
-        super().__init__()
-        width = int(channels * config.branch_ratio)
-        square, band = config.square_kernel_size, config.band_kernel_size
-
-        def conv(branch: str, height: int, length: int) -> nn.Module:
-            if branch not in config.branches:
-                return nn.Identity()
-            return _depthwise(width, (height, length), dilation, **dd)
-
-        self.dwconv_hw = conv("square", square, square)
-        self.dwconv_w = conv("horizontal", 1, band)
-        self.dwconv_h = conv("vertical", band, 1)
-        if config.bands == "sequential":
-            self.dwconv_h = nn.Sequential(self.dwconv_w, self.dwconv_h)
-            self.dwconv_w = nn.Identity()
-        self.widths = [channels - 3 * width, width, width, width]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (B, C, H, W) over space to the same shape."""
-        x, hw, w, h = x.split(self.widths, dim=1)
-        return torch.cat([x, self.dwconv_hw(hw), self.dwconv_w(w), self.dwconv_h(h)], dim=1)
-
-
-class PartialDWConv2d(nn.Module):
-    """Depthwise convolution of the last part of the channels; the others pass (table 1).
-
-    Args:
-        channels: Input and output channels.
-        config: Gives kernel size and ratio.
-        dilation: Dilation of the kernel.
-    """
-
-    def __init__(self, channels: int, config: MetaNeXtConfig, dilation: int = 1, **dd: Any):
-        super().__init__()
-        width = int(channels * config.branch_ratio)
-        self.conv = _depthwise(width, (config.kernel_size, config.kernel_size), dilation, **dd)
-        self.widths = [channels - width, width]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (B, C, H, W) over space to the same shape."""
-        x, partial = x.split(self.widths, dim=1)
-        return torch.cat([x, self.conv(partial)], dim=1)
 
 
 class Attention2d(nn.Module):
@@ -180,20 +108,31 @@ class Attention2d(nn.Module):
         return self.proj(tokens).transpose(1, 2).reshape(batch, channels, height, width)
 
 
-def _depthwise_mixer(channels: int, config: MetaNeXtConfig, dilation: int = 1, **dd: Any) -> nn.Module:
-    return _depthwise(channels, (config.kernel_size, config.kernel_size), dilation, **dd)
+def _inception(channels: int, config: MetaNeXtConfig, dilation: int = 1, **dd: Any) -> nn.Module:
+    return InceptionDWConv2d(
+        channels, config.square_kernel_size, config.band_kernel_size, config.branch_ratio,
+        branches=config.branches, bands=config.bands, dilation=dilation, **dd,
+    )  # fmt: skip
 
 
-def _identity_mixer(channels: int, config: MetaNeXtConfig, dilation: int = 1, **dd: Any) -> nn.Module:
+def _depthwise(channels: int, config: MetaNeXtConfig, dilation: int = 1, **dd: Any) -> nn.Module:
+    return depthwise_conv(channels, (config.kernel_size, config.kernel_size), dilation, **dd)
+
+
+def _partial(channels: int, config: MetaNeXtConfig, dilation: int = 1, **dd: Any) -> nn.Module:
+    return PartialDWConv2d(channels, config.kernel_size, config.branch_ratio, dilation=dilation, **dd)
+
+
+def _identity(channels: int, config: MetaNeXtConfig, dilation: int = 1, **dd: Any) -> nn.Module:
     return nn.Identity()
 
 
 MIXERS: dict[str, Callable[..., nn.Module]] = {
-    "inception": InceptionDWConv2d,
-    "depthwise": _depthwise_mixer,
-    "partial": PartialDWConv2d,
+    "inception": _inception,
+    "depthwise": _depthwise,
+    "partial": _partial,
     "attention": Attention2d,
-    "identity": _identity_mixer,
+    "identity": _identity,
 }
 
 

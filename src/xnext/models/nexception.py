@@ -16,10 +16,11 @@ from xnext.models._config import ConfigError, check_choice, check_odd, check_pos
 from xnext.models._network import Network, build_pyramid
 from xnext.models._registry import register_variants, weights
 from xnext.models.layers import NORMS, ClassifierHead, SeparableBlock
+from xnext.models.mixers import SpatialConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class NexceptionPyramidConfig:
+class NexceptionPyramidConfig(SpatialConfig):
     """A pyramid of NEXcepTion blocks; the defaults are NEXcepTion-TP's."""
 
     depths: tuple[int, ...] = (3, 4, 9, 3)
@@ -27,7 +28,7 @@ class NexceptionPyramidConfig:
     dims: tuple[int, ...] = (96, 192, 384, 768)
     """Channels a stage."""
     strides: tuple[int, ...] = (4, 2, 2, 2)
-    """Patch size of the stem, then the stride before each further stage."""
+    """Patch size of the stem, then the stride before each further stage; (16, 1, 1, 1) is isotropic."""
     kernel_size: int = 5
     """Kernel side."""
     expansion: int = 3
@@ -53,6 +54,7 @@ class NexceptionPyramidConfig:
         check_odd("kernel_size", self.kernel_size)
         check_positive("expansion", self.expansion)
         check_stages(self, "depths", "dims", "strides")
+        self.check_spatial(self.dims)
         for position in (*self.acts, *self.norms):
             check_choice("acts and norms", position, range(3))
 
@@ -93,7 +95,7 @@ class NexceptionPyramid(Network):
             return SeparableBlock(
                 (channels, cfg.expansion * channels, channels, channels), cfg.kernel_size,
                 act=cfg.act, norm=cfg.norm, acts_before=cfg.acts, norms_after=cfg.norms,
-                squeeze_excite=cfg.squeeze_excite, drop_path=drop_path, **dd,
+                squeeze_excite=cfg.squeeze_excite, spatial=cfg, drop_path=drop_path, **dd,
             )  # fmt: skip
 
         stages, feature_info = build_pyramid(

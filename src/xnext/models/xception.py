@@ -20,10 +20,11 @@ from xnext.models._config import ConfigError, check_choice, check_odd, check_pos
 from xnext.models._network import Network, Stage
 from xnext.models._registry import register_variants, weights
 from xnext.models.layers import ACTIVATIONS, NORMS, ClassifierHead, SeparableBlock, SeparableConv2d
+from xnext.models.mixers import SpatialConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class XceptionConfig:
+class XceptionConfig(SpatialConfig):
     """A network of the Xception lineage; the defaults are Xception's.
 
     Activation and norm positions count the separable convolutions of a block from 0. The search of the
@@ -75,8 +76,6 @@ class XceptionConfig:
     """Whether the blocks have shortcuts (Xception, section 4.6)."""
     inner_act: Literal["relu", "elu"] | None = None
     """Activation between depthwise and pointwise convolution (Xception, section 4.7)."""
-    segments: int | None = None
-    """Channel-space segments of the spatial convolutions: 1 is regular, None depthwise (section 1.2)."""
     head_widths: tuple[int, ...] = ()
     """Units of fully connected layers before the classifier; (4096, 4096) in the paper's JFT runs."""
     init: Literal["torch", "kaiming"] = "kaiming"
@@ -99,8 +98,7 @@ class XceptionConfig:
             check_positive("head_widths", self.head_widths)
         if self.middle_depth < 0:
             raise ConfigError(f"middle_depth={self.middle_depth!r} must be 0 or more")
-        if self.segments is not None:
-            check_positive("segments", self.segments)
+        self.check_spatial((self.stem_dims[-1], *self.entry_dims, self.exit_dim, *self.tail_dims))
         for field, convolutions in (("entry", 2), ("middle", 3)):
             for kind in ("acts", "norms"):
                 for position in getattr(self, f"{field}_{kind}"):
@@ -142,7 +140,7 @@ def _tail(config: XceptionConfig, **dd: Any) -> nn.Sequential:
     before = config.exit_dim
     for i, dim in enumerate(config.tail_dims, start=1):
         layers[f"conv{i}"] = SeparableConv2d(
-            before, dim, config.tail_kernel_size, config.inner_act, config.segments, **dd
+            before, dim, config.tail_kernel_size, config.inner_act, config, **dd
         )
         layers[f"norm{i}"] = NORMS[config.norm](dim, **dd)
         layers[f"act{i}"] = ACTIVATIONS[config.act]()
@@ -152,8 +150,8 @@ def _tail(config: XceptionConfig, **dd: Any) -> nn.Sequential:
 
 def _flows(config: XceptionConfig, **options: Any) -> list[Stage]:
     """Build entry, middle and exit flow; a stage is a downsampling block and what follows it."""
-    fields = ("act", "norm", "squeeze_excite", "residual", "inner_act", "segments")
-    options = {field: getattr(config, field) for field in fields} | options
+    fields = ("act", "norm", "squeeze_excite", "residual", "inner_act")
+    options = {field: getattr(config, field) for field in fields} | {"spatial": config} | options
     dd = {key: options[key] for key in ("device", "dtype")}
 
     def down(*widths: int, acts: tuple[int, ...]) -> nn.Module:

@@ -39,7 +39,7 @@ class SearchConfig:
 
     Attributes:
         data: Images to search for, as `xnext train` takes them.
-        space: Where to look: nexception, or a YAML file of choices.
+        space: Where to look: nexception, union, or a YAML file of choices.
         trials: Trials to make; default: until the time is over.
         hours: Hours to search; default: until the trials are done.
         min_epochs: Epochs of the shortest trials, of which the best go on.

@@ -11,6 +11,9 @@ section 3; a user's own has the same form::
       stem:                           # or names, each for several fields
         conv: {stem: conv, stem_dims: [32, 64]}
         patchify: {stem: patchify, stem_dims: [96]}
+      size:                           # `width` and `depth` are factors, `full` what the winner has
+        small: {width: 0.5}
+        deep: {depth: 2, full: {depth: 3}}
     conditions:
       expansion: {middle_block: bottleneck}        # where alone a choice exists
     forbidden:
@@ -18,7 +21,6 @@ section 3; a user's own has the same form::
 """
 
 import dataclasses
-import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,12 +37,18 @@ from xnext.models import get_config
 Point = Mapping[str, str]
 """The names of the values chosen, by choice; of the choices that exist there, in the space's order."""
 
-SPACES = ("nexception",)
+SPACES = ("nexception", "union")
 """Those that come with this project."""
 
 _KEYS = ("network", "fixed", "full", "choices", "conditions", "forbidden")
 _WIDTHS = ("stem_dims", "entry_dims", "exit_dim", "tail_dims", "dims")
-"""Fields of the configs that are numbers of channels."""
+"""Fields of the configs that are numbers of channels; the pseudo-field ``width`` is a factor of all."""
+
+_DEPTHS = ("middle_depth", "depths")
+"""Fields that are numbers of blocks; the pseudo-field ``depth`` is a factor of all."""
+
+_SCALED = {"width": _WIDTHS, "depth": _DEPTHS}
+_ALIKE = {field: name for name, fields in _SCALED.items() for field in fields}
 
 _DIVISOR = 8
 _MOST_DRAWS = 1000  # of points until one is allowed
@@ -134,7 +142,7 @@ class Space:
             return cls(name, read_yaml(Path(str(resources.files(__package__) / "spaces" / f"{name}.yaml"))))
         if not name.endswith((".yaml", ".yml")):
             raise UserError(
-                f"unknown space {name!r}.{suggest(name, SPACES) or ' Choose nexception or FILE.yaml.'}"
+                f"unknown space {name!r}.{suggest(name, SPACES) or ' Choose nexception, union or FILE.yaml.'}"
             )
         return cls(name, read_yaml(Path(name)))
 
@@ -142,12 +150,8 @@ class Space:
         """Return the choices that exist at a point, given the values of all that may."""
         there: dict[str, str] = {}
         for choice in self._order:
-            wanted = self.conditions.get(choice, {})
-            if all(there.get(parent) in values for parent, values in wanted.items()):
-                if choice in point:
-                    there[choice] = point[choice]
-                else:
-                    there[choice] = ""  # missing, which only a check minds
+            if self._exists(choice, there):
+                there[choice] = point.get(choice, "")  # missing, which only a check minds
         return [choice for choice in self.choices if choice in there]
 
     def check(self, point: Point) -> None:
@@ -187,7 +191,7 @@ class Space:
             UserError: It is no point of the space.
         """
         self.check(point)
-        return self._fields(point, {}, width)
+        return self._fields(point, width=width)
 
     def full_size(self, point: Point) -> Architecture:
         """Return the network of a point at full depth and width.
@@ -196,7 +200,7 @@ class Space:
             UserError: It is no point of the space.
         """
         self.check(point)
-        return self._fields(point, self._full, 1.0)
+        return self._fields(point, full=True)
 
     def draw(self, generator: random.Random) -> dict[str, str]:
         """Return a point, each choice of which is drawn among its values."""
@@ -222,44 +226,57 @@ class Space:
 
         Choices that share no field, condition or prohibition are counted apart, and multiplied.
         """
-        return math.prod(len(set(self._distinct(group))) for group in self._components())
+        return self._count(set(self.choices), {})
 
     def points(self) -> Iterator[dict[str, str]]:
         """Yield every point, one after the other; there may be very many."""
         yield from self._combine(self.choices)
 
-    def _fields(self, point: Point, full: Mapping[str, Any], width: float) -> Architecture:
+    def _fields(self, point: Point, *, full: bool = False, width: float = 1.0) -> Architecture:
         """Return the network of a point, or of a part of its choices."""
-        fields = {"network": self._network, **self._fixed, **full}
+        fields = {"network": self._network, **self._fixed, **(self._full if full else {})}
         for choice in self.choices:
             if choice in point:
-                fields |= self.choices[choice][point[choice]]
-        model, width = fields.pop("network"), width * fields.pop("width", 1.0)
-        if width != 1:
-            channels = {name: value for name, value in vars(get_config(model)).items() if name in _WIDTHS}
-            channels |= {name: value for name, value in fields.items() if name in _WIDTHS}
-            fields |= {name: _scale(value, width) for name, value in channels.items()}
+                chosen = self.choices[choice][point[choice]]
+                fields |= chosen
+                if full and isinstance(chosen.get("full", {}), Mapping):
+                    fields |= chosen.get("full", {})
+        fields.pop("full", None)
+        model = fields.pop("network")
+        factors = {"width": width * fields.pop("width", 1.0), "depth": fields.pop("depth", 1.0)}
+        base = vars(get_config(model))
+        for name, scaled in _SCALED.items():
+            if factors[name] != 1:
+                least = _DIVISOR if name == "width" else 1
+                fields |= {
+                    field: _scale(fields.get(field, base[field]), factors[name], least)
+                    for field in scaled
+                    if field in base
+                }
         return Architecture(model, fields)
 
     def _complete(self, part: Point, generator: random.Random) -> dict[str, str]:
         """Return a point with the values of another where they exist, and drawn ones elsewhere."""
         point: dict[str, str] = {}
         for choice in self._order:
-            conditions = self.conditions.get(choice, {})
-            if all(point.get(parent) in values for parent, values in conditions.items()):
+            if self._exists(choice, point):
                 point[choice] = (
                     part[choice] if choice in part else generator.choice(list(self.choices[choice]))
                 )
         return {choice: point[choice] for choice in self.choices if choice in point}
 
     def _combine(
-        self, choices: Iterable[str], only: Mapping[str, str] | None = None
+        self,
+        choices: Iterable[str],
+        given: Point | None = None,
+        only: Mapping[str, Sequence[str]] | None = None,
     ) -> Iterator[dict[str, str]]:
         """Yield the points of some choices that are complete among themselves.
 
         Args:
             choices: Which.
-            only: The one value that is wanted of some of them, without which no point is.
+            given: Values of others.
+            only: The values that are wanted of some of them, without which no point is.
         """
         only = only or {}
         names = [name for name in self._order if name in choices]
@@ -271,42 +288,80 @@ class Space:
                 yield {name: point[name] for name in self.choices if name in point}
                 return
             name = names[place]
-            conditions = self.conditions.get(name, {})
-            if all(point.get(parent) in values for parent, values in conditions.items()):
-                for value in [only[name]] if name in only else self.choices[name]:
+            if self._exists(name, point):
+                for value in only.get(name, self.choices[name]):
                     yield from extend(place + 1, {**point, name: value})
             elif name not in only:
                 yield from extend(place + 1, point)
 
-        yield from extend(0, {})
+        yield from extend(0, dict(given or {}))
 
-    def _distinct(self, group: Iterable[str]) -> Iterator[Any]:
+    def _exists(self, choice: str, point: Point) -> bool:
+        conditions = self.conditions.get(choice, {})
+        return all(point.get(parent) in values for parent, values in conditions.items())
+
+    def _count(self, choices: set[str], given: Point) -> int:
+        """Return how many distinct networks some choices make, where others are given."""
+        return math.prod(self._count_linked(group, given) for group in self._components(choices, given))
+
+    def _count_linked(self, group: set[str], given: Point) -> int:
+        """Count for choices that depend on each other: in cases that one tells apart, or one by one."""
+        parents = {parent for choice in group for parent in self.conditions.get(choice, ())}
+        for name in self._order:
+            if name in group & parents and self._exists(name, given) and self._separates(name, group, given):
+                rest = group - {name}
+                return sum(self._count(rest, {**given, name: value}) for value in self.choices[name])
+        return len(set(self._distinct(group, given)))
+
+    def _separates(self, choice: str, group: set[str], given: Point) -> bool:
+        """Return whether the values of a choice differ in fields that no other choice of a group changes."""
+        others = {field for name in group - {choice} for field in self._touched([name])}
+        own = self._touched([choice]) - others
+        values = {self._value_of(own, {**given, choice: value}) for value in self.choices[choice]}
+        return len(values) == len(self.choices[choice])
+
+    def _touched(self, choices: Iterable[str]) -> set[str]:
+        """Return the fields of the config that choices change."""
+        touched = {
+            field for name in choices for fields in self.choices[name].values() for field in fields
+        } - {"full"}
+        for name, scaled in _SCALED.items():
+            if not touched.isdisjoint({*scaled, name}):
+                touched |= set(scaled)
+        return touched
+
+    def _value_of(self, fields: Iterable[str], point: Point) -> Any:
+        """Return what the config of a point holds in some fields."""
+        architecture = self._fields(point)
+        held = vars(get_config(architecture.model)) | {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in architecture.model_args.items()
+        }
+        return architecture.model, tuple((name, held.get(name)) for name in sorted(fields))
+
+    def _distinct(self, group: set[str], given: Point) -> Iterator[Any]:
         """Yield what each combination of a group of choices makes of the config."""
-        group = set(group)
-        touched = {field for name in group for fields in self.choices[name].values() for field in fields}
-        if not touched.isdisjoint({*_WIDTHS, "width"}):
-            touched |= set(_WIDTHS)
-        for point in self._combine(group):
-            architecture = self._fields(point, {}, 1.0)
-            default = get_config(architecture.model)
-            fields = vars(default) | {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in architecture.model_args.items()
-            }
-            yield architecture.model, tuple((name, fields.get(name)) for name in sorted(touched))
+        touched = self._touched(group)
+        for point in self._combine(group, given):
+            yield self._value_of(touched, point)
 
-    def _components(self) -> list[set[str]]:
-        """Return the choices in groups that have nothing to do with each other."""
-        links = [{choice, *parents} for choice, parents in self.conditions.items()]
-        links += [set(clause) for clause in self.forbidden]
+    def _components(self, choices: Iterable[str], given: Point) -> list[set[str]]:
+        """Return choices in groups that have nothing to do with each other, where others are given."""
+        choices = set(choices)
+        links = [{choice, *parents} for choice, parents in self.conditions.items() if choice in choices]
+        links += [
+            set(clause) for clause in self.forbidden
+            if all(given.get(name, values[0]) in values for name, values in clause.items())
+        ]  # fmt: skip
         by_field: dict[str, set[str]] = {}
-        for choice, values in self.choices.items():
-            for field in itertools.chain.from_iterable(values.values()):
-                by_field.setdefault("dims" if field in (*_WIDTHS, "width") else field, set()).add(choice)
-        groups = [{choice} for choice in self.choices]
+        for choice in choices:
+            for field in self._touched([choice]):
+                by_field.setdefault(_ALIKE.get(field, field), set()).add(choice)
+        groups = [{choice} for choice in choices]
         for link in (*links, *by_field.values()):
             joined = [group for group in groups if group & link]
-            groups = [group for group in groups if not group & link] + [set().union(*joined)]
+            if joined:
+                groups = [group for group in groups if not group & link] + [set().union(*joined)]
         return groups
 
     def _broken(self, point: Point) -> Mapping[str, tuple[str, ...]] | None:
@@ -385,17 +440,27 @@ class Space:
                     raise self._error(
                         f"{choice}: {value!r} is in no point that conditions and prohibitions allow"
                     )
-                for architecture in (self._fields(point, {}, 1.0), self._fields(point, self._full, 1.0)):
+                for name in _SCALED:
+                    if not _is_factor(values[value].get(name, 1)):
+                        raise self._error(f"{choice} {value}: {name} must be a factor of more than 0")
+                if not isinstance(values[value].get("full", {}), Mapping):
+                    raise self._error(f"{choice} {value}: `full` must hold lines of `name: value`")
+                for full in (False, True):
                     try:
-                        _ = architecture.config
+                        _ = self._fields(point, full=full).config
                     except UserError as error:
                         raise self._error(f"{choice} {value}: {error}") from error
 
     def _any_point(self, choice: str, value: str) -> dict[str, str] | None:
         """Return a point that has a value, or None."""
+        only: dict[str, tuple[str, ...]] = {choice: (value,)}
+        for name in reversed(self._order):  # what comes later depends on what comes before
+            for parent, values in self.conditions.get(name, {}).items() if name in only else ():
+                only[parent] = tuple(v for v in only.get(parent, values) if v in values)
         point: dict[str, str] = {}
-        for group in self._components():
-            part = next(self._combine(group, {choice: value} if choice in group else {}), None)
+        for group in self._components(self.choices, {}):
+            wanted = {name: values for name, values in only.items() if name in group}
+            part = next(self._combine(group, only=wanted), None)
             if part is None:
                 return None
             point |= part
@@ -413,8 +478,14 @@ def _say(clause: Mapping[str, Sequence[str]]) -> str:
     return " and ".join(f"{choice} is {' or '.join(values)}" for choice, values in clause.items())
 
 
-def _scale(channels: Any, width: float) -> Any:
-    """Return numbers of channels times a factor, as multiples of 8."""
-    if isinstance(channels, list | tuple):
-        return [_scale(one, width) for one in channels]
-    return max(_DIVISOR, round(channels * width / _DIVISOR) * _DIVISOR)
+def _is_factor(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _scale(number: Any, factor: float, divisor: int) -> Any:
+    """Return numbers times a factor, as multiples of a divisor, at least once."""
+    if isinstance(number, list | tuple):
+        return [_scale(one, factor, divisor) for one in number]
+    if not _is_factor(number):
+        return number  # which the config will refuse
+    return max(divisor, round(number * factor / divisor) * divisor)
