@@ -34,6 +34,8 @@ def make(**changes):
         ("crop_pct", 0.0),
         ("opt_betas", "0.9"),
         ("device_batch_size", 0),
+        ("val_batch_size", 0),
+        ("bn_momentum", 1.5),
         ("repeats", 0),
         ("bce_threshold", 2.0),
         ("random_erasing", -0.5),

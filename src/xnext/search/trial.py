@@ -50,7 +50,7 @@ _MOST_ROUNDS = 10
 _CALLS = 20  # of the network in a round
 
 # What all trials share; the rest is the search's.
-_TRAINING: Mapping[str, Any] = {
+TRAINING: Mapping[str, Any] = {
     "loader": "memory",
     "optimizer": "adamw",
     "lr": "4.0e-3/256",
@@ -59,6 +59,9 @@ _TRAINING: Mapping[str, Any] = {
     "label_smoothing": 0.1,
     "augment": "light",
     "crop_pct": 1.0,
+    "val_batch_size": 256,
+    # With 0.1, networks with batch norm are at the level of chance after few steps, however good they are.
+    "bn_momentum": 0.3,
     "keep": 1,
 }
 
@@ -259,7 +262,7 @@ def _train(trial: Trial) -> Outcome:
     run = Run(folder / "run")
     config = TrainConfig(
         model=trial.model, model_args=dict(trial.model_args), data=f"packed:{trial.data}", output=run.path,
-        epochs=trial.max_epochs, **dict(_TRAINING) | dict(trial.training),
+        epochs=trial.max_epochs, **dict(TRAINING) | dict(trial.training),
     )  # fmt: skip
     values = _read_sizes(folder) or _measure(trial, config)
     write_atomic(folder / "sizes.json", json.dumps(values).encode())

@@ -112,7 +112,9 @@ def _from_sources(
         size=plan.size,
         order=loader.batch_sampler.order,  # type: ignore[union-attr]
         train=loader,
-        val=build_loader(val, batch_size=config.batch_size, workers=config.workers, **plan.share),
+        val=build_loader(
+            val, batch_size=config.val_batch_size or config.batch_size, workers=config.workers, **plan.share
+        ),
         transform=None,
         bad_images=train.bad_images.keys(),
     )
@@ -126,7 +128,7 @@ def _from_memory(
     train, val = _pack(config, accelerator, data, preprocessing)
     order = EpochSampler(len(train), config.seed, config.repeats, seeded=False)
     in_training = SharedBatches(order, plan.size, drop_last=plan.drop_last, **plan.share)
-    in_order = SharedBatches(range(len(val)), config.batch_size, **plan.share)
+    in_order = SharedBatches(range(len(val)), config.val_batch_size or config.batch_size, **plan.share)
     return Batches(
         size=plan.size,
         order=order,

@@ -36,6 +36,7 @@ class TrainConfig:
         image_size: Side of the square input in pixels; None: the size the network was made for.
         batch_size: Images a training step, over all processes.
         device_batch_size: Most images that a device computes at once; None: all of its share of a batch.
+        val_batch_size: Images of a validation step; None: as many as `batch_size`.
         optimizer: Optimiser by its timm name.
         momentum: Momentum of SGD and RMSprop; None: 0.9.
         opt_eps: Epsilon of the optimiser; None: its own.
@@ -91,6 +92,8 @@ class TrainConfig:
         compile: Compile the network with torch.compile, which takes a minute before the first step.
         grad_checkpointing: Compute activations again instead of keeping them: less memory, more time.
         sync_bn: Normalise over the batch of all processes, on GPUs.
+        bn_momentum: Share of a batch in the running statistics of batch norms; None: the network's. More than
+            its 0.1 suits trainings of few steps, whose statistics would lag behind.
         local_sgd: Steps between two averagings of the processes' weights, which after the warm-up replace
             the averaging of gradients (post-local SGD); None: average gradients.
         tensorboard: Also write the metrics for TensorBoard into the run's folder `tensorboard`.
@@ -104,6 +107,7 @@ class TrainConfig:
     image_size: int | None = None
     batch_size: int = 32
     device_batch_size: int | None = None
+    val_batch_size: int | None = None
     optimizer: str = "adamw"
     momentum: float | None = None
     opt_eps: float | None = None
@@ -152,6 +156,7 @@ class TrainConfig:
     compile: bool = False
     grad_checkpointing: bool = False
     sync_bn: bool = False
+    bn_momentum: float | None = None
     local_sgd: int | None = None
     tensorboard: bool = False
     max_bad_images: float = 0.01
@@ -251,6 +256,8 @@ class TrainConfig:
             "image_size": (1, _LARGEST_IMAGE),
             "batch_size": (2, math.inf),
             "device_batch_size": (1, math.inf),
+            "val_batch_size": (1, math.inf),
+            "bn_momentum": (0, 1),
             "momentum": (0, 1),
             "weight_decay": (0, math.inf),
             "min_lr": (0, math.inf),

@@ -216,6 +216,10 @@ def _absolute(config: TrainConfig) -> TrainConfig:
 
 def _place(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.Module:
     """Bring a network to its device, in the form that the config asks for."""
+    if config.bn_momentum is not None:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = config.bn_momentum
     if config.sync_bn:
         network = convert_sync_batchnorm(network)
     if config.grad_checkpointing:
