@@ -6,7 +6,7 @@ import json
 import re
 import types
 import typing
-from argparse import ONE_OR_MORE, Action, RawDescriptionHelpFormatter
+from argparse import ONE_OR_MORE, SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,13 +46,21 @@ class Parser(ArgumentParser):
             parser.prog = f"{self.prog} {name}"
         self._verbs.update(verbs)
 
-    def add_options(self, config: type, without: Sequence[str] = (), **metavars: str) -> None:
+    def add_options(
+        self,
+        config: type,
+        without: Sequence[str] = (),
+        metavars: Mapping[str, str] = types.MappingProxyType({}),
+        *,
+        given: bool = False,
+    ) -> None:
         """Add an option for every field of a dataclass, explained by the ``Attributes`` of its docstring.
 
         Args:
             config: The dataclass.
             without: Fields that get none.
             metavars: What stands for the value of a field in the help, where its type does not say enough.
+            given: Whether the result holds only what was given, not the defaults.
         """
         texts = {doc.arg_name: doc.description for doc in docstring_parser.parse(config.__doc__ or "").params}
         hints = typing.get_type_hints(config)
@@ -70,6 +78,10 @@ class Parser(ArgumentParser):
                 metavar = metavars.get(field.name) or _metavar(hints[field.name])
                 default |= {"type": hints[field.name], "metavar": metavar}
             text = (texts[field.name] or "").replace("None:", "default:")
+            if given and not required:
+                if default["default"] is not None:
+                    text = f"{text} (default: {default['default']})"
+                default["default"] = SUPPRESS
             self.add_argument("--" + field.name.replace("_", "-"), help=text, **default)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

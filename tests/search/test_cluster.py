@@ -1,8 +1,11 @@
 """Trials on a Dask cluster of two workers on this machine."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -46,6 +49,28 @@ def test_two_workers(config, tmp_path, cluster):
     alone.run()
     values = [[record.values for record in one.history.records] for one in (search, alone)]
     assert values[0] == values[1], "where it was computed does not matter"
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_that_dies_loses_no_trial(config, tmp_path, cluster):
+    search = Search.create(
+        tmp_path / "search", config(scheduler=cluster.scheduler.address, workers=2, trials=6, max_epochs=4)
+    )
+    (victim, _) = cluster.run(os.getpid).values()
+
+    def kill() -> None:
+        while not list(search.path.glob("networks/*/run/metrics.jsonl")):
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    search.run()
+    killer.join()
+    assert victim not in cluster.run(os.getpid).values()
+    assert [record.status for record in search.history.records] == ["success"] * 6
+    told = [entry["tell"] for entry in Search.open(search.path)._journal.entries if "tell" in entry]
+    assert sorted(told) == list(range(6)), "each once"
 
 
 def test_no_scheduler(config, tmp_path):

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
+import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +69,7 @@ def test_a_search_from_the_command_line(config, tmp_path, capsys, optimizer):
     assert (output / "best.yaml").is_file()
     assert main(["search", "--resume", "--output", str(output), "--trials", "8"]) == 0
     assert told(output)[:6] == trials and len(told(output)) == 8
+    assert Search.open(output).config.trials == 8, "show tells what is wanted now"
 
 
 def test_the_winner_is_trained_at_full_size(config, tmp_path, capsys):
@@ -194,9 +198,77 @@ def test_ctrl_c_lets_trials_save_and_a_second_search_waits(config, tmp_path):
     assert process.returncode == 130 and errors.decode().startswith("xnext: stopped after ")
     assert errors.count(b"\n") == 1 and b"--resume --output" in errors
     search = Search.open(output)
-    search.extend(search.history.finished + 2, None)
+    search.resume({"trials": search.history.finished + 2})
     search.run()
     assert {trial["status"] for trial in told(output)} == {"success"}
+
+
+def test_a_resumed_search_refuses_what_would_make_it_another(config, tmp_path, capsys):
+    output = tmp_path / "search"
+    Search.create(output, config())
+    journal = (output / "journal.jsonl").read_bytes()
+    for option, line in [
+        ("--width=0.5", "width was 1.0 when .* cannot become 0.5"),
+        ("--objective=macs", r"objective was \('top1',\) when"),
+        ("--optimizer=smac", "optimizer was 'random' when"),
+        ("--seed=3", "seed was 0 when"),
+        ("--trials=0", "trials is 0"),
+    ]:
+        assert main(["search", "--resume", "--output", str(output), option]) == 2
+        assert re.search(line, capsys.readouterr().err)
+    assert (output / "journal.jsonl").read_bytes() == journal
+    assert main(["search", "--resume", "--output", str(output), "--width=1", "--trials=1"]) == 0
+    assert len(told(output)) == 1
+
+
+def test_show_follows_a_search_on_a_terminal(config, tmp_path):
+    output = tmp_path / "search"
+    searching = subprocess.Popen(
+        [sys.executable, "-m", "xnext", *words(config(trials=500), output)], stdout=subprocess.DEVNULL
+    )
+    wait_for_work(output / "journal.jsonl", searching)
+    terminal, inside = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "xnext", "search", "show", str(output)],
+        stdout=inside,
+        env=os.environ | {"TERM": "xterm"},
+    ) as showing:
+        os.close(inside)
+        seen = b""
+        while (
+            len(set(re.findall(rb"(\d+)(?:\x1b\[0m)? success", seen))) < 3
+        ):  # it is drawn anew as trials end
+            seen += os.read(terminal, 65536)
+        searching.kill()
+        searching.wait()
+        with contextlib.suppress(OSError):  # the terminal's end
+            while os.read(terminal, 65536):
+                pass
+        assert showing.wait(timeout=30) == 0
+    os.close(terminal)
+
+
+@pytest.mark.parametrize("objectives", [("top1",), ("top1", "macs")])
+def test_smacs_own_tools_read_a_search(config, tmp_path, objectives):
+    """Its files are those that DeepCAVE reads."""
+    smac, history = pytest.importorskip("smac"), pytest.importorskip("smac.runhistory")
+    search = Search.create(
+        tmp_path / "search", config(optimizer="random", objective=objectives, limit=("params<=7000",))
+    )
+    search.run()
+    (folder,) = (tmp_path / "search" / "smac").glob("*/*")
+    scenario = smac.Scenario.load(folder)
+    read = history.RunHistory()
+    read.load(folder / "runhistory.json", scenario.configspace)
+    records = search.history.records
+    assert len(read) == len(records) and {record.status for record in records} == {"success", "rejected"}
+    for (key, value), record in zip(read.items(), records, strict=True):
+        assert dict(read.get_config(key.config_id)) == dict(record.query.point)
+        assert key.budget == record.query.epochs and key.seed == 0
+        costs = value.cost if isinstance(value.cost, list) else [value.cost]
+        assert tuple(costs) == record.costs
+        assert (value.status == history.StatusType.SUCCESS) == (record.status == "success")
+        assert value.additional_info["trial"] == record.number
 
 
 @pytest.mark.parametrize(

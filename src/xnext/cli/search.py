@@ -1,13 +1,16 @@
 """`xnext search`: a network found for these images, and what came of the search."""
 
 import sys
+import time
 from argparse import REMAINDER
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import Namespace
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
 
 from xnext._parser import Parser
 from xnext.cli._common import DATA_HELP, Verb, new_table, print_table
@@ -15,7 +18,9 @@ from xnext.errors import UserError
 from xnext.search import Record, Search, SearchConfig, Space, point_line, write_best
 from xnext.search.trial import SIZES, STATUSES, SUCCESS
 
+_REFRESH = 1.0  # seconds between two looks at a search
 _ROWS = 10  # of the table of the best
+_FIELDS = [field.name for field in fields(SearchConfig) if field.name != "data"]
 
 
 def _options(parser: Parser) -> None:
@@ -32,7 +37,7 @@ def _options(parser: Parser) -> None:
         "--limit", action="append", type=str, metavar="NAME<=X",
         help="What no network may exceed: latency_ms<=5, macs<=1e8 or params<=1e6, an option each.",
     )  # fmt: skip
-    parser.add_options(SearchConfig, without=("data", "objective", "limit"))
+    parser.add_options(SearchConfig, without=("data", "objective", "limit"), given=True)
     parser.add_argument("--resume", action="store_true", help="Go on with the search in --output.")
     parser.add_argument("--count", action="store_true", help="Count the networks of --space, and end.")
     parser.add_argument(
@@ -42,8 +47,10 @@ def _options(parser: Parser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
+    options = {name: arguments[name] for name in _FIELDS if arguments.get(name) is not None}
     if arguments.count:
-        print(f"{Space.load(arguments.space).count():,} distinct networks in {arguments.space}")
+        name = options.get("space", SearchConfig.space)
+        print(f"{Space.load(name).count():,} distinct networks in {name}")
         return 0
     words = arguments.what or []
     if words and words[0] in _WORDS:
@@ -58,18 +65,11 @@ def _run(arguments: Namespace) -> int:
         if words:
             raise UserError("--resume goes on with the images of the search; leave them out")
         search = Search.open(arguments.output)
-        search.extend(arguments.trials, arguments.hours)
+        search.resume(options)
     else:
         if len(words) != 1:
             raise UserError("give the images to search for, once; see xnext search --help")
-        names = {field.name for field in fields(SearchConfig)} - {"data", "objective", "limit"}
-        config = SearchConfig(
-            data=words[0],
-            objective=tuple(arguments.objective or ("top1",)),
-            limit=tuple(arguments.limit or ()),
-            **{name: arguments[name] for name in names},
-        )
-        search = Search.create(arguments.output, config)
+        search = Search.create(arguments.output, SearchConfig(data=words[0], **options))
     search.run(_watch)
     _print_best(search)
     return 0
@@ -88,13 +88,27 @@ def _watch(search: Search, record: Record) -> None:
 
 
 def _show(path: Path, _: Namespace) -> int:
-    """Print how far a search is, and its best."""
+    """Print how far a search is, and its best; on a terminal again and again, while it runs."""
     search = Search.open(path)
+    if sys.stdout.isatty() and search.is_running:
+        with Live(Group(*_status(search)), auto_refresh=False) as live:
+            while search.is_running:
+                time.sleep(_REFRESH)
+                search = Search.open(path)
+                live.update(Group(*_status(search)), refresh=True)
+        return 0
+    lines, table = _status(search)
+    print(lines)
+    print_table(table)
+    return 0
+
+
+def _status(search: Search) -> tuple[str, Table]:
+    """Return how far a search is: trials by status and the time left; the best or the front."""
     history, config = search.history, search.config
     counts = {status: sum(record.status == status for record in history.records) for status in STATUSES}
     counts["running or waiting"] = len(history.records) - history.finished
-    print(", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no trials yet")
-    print(f"{history.elapsed / 3600:.2f} hours so far; {_left(search)}")
+    known = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no trials yet"
     table = new_table(">trial", ">epochs", *(f">{name}" for name in ("top1", *_sizes(search))), "network")
     for record in history.front[:_ROWS] if len(config.objective) > 1 else _best(search):
         sizes = (f"{record.values[name]:.4g}" for name in _sizes(search))
@@ -102,10 +116,9 @@ def _show(path: Path, _: Namespace) -> int:
             str(record.number), str(record.query.epochs), f"{record.values['top1']:.2f}", *sizes,
             point_line(record.query.point),
         )  # fmt: skip
-    if table.row_count:
-        print("the front:" if len(config.objective) > 1 else "the best:")
-        print_table(table)
-    return 0
+    what = "the front:" if len(config.objective) > 1 else "the best:"
+    times = f"{history.elapsed / 3600:.2f} hours so far; {_left(search)}"
+    return "\n".join([known, times, what if table.row_count else "none has succeeded yet"]), table
 
 
 def _best(search: Search) -> list[Record]:

@@ -17,10 +17,9 @@ from xnext.training.recipes import find_recipe
 
 
 def _train_options(parser: Parser) -> None:
+    metavars = {"data": "SPEC", "output": "RUN", "checkpoint": "FILE", "lr": "RATE", "opt_betas": "LIST"}
     times = {"warmup": "TIME", "decay_every": "TIME", "save_every": "TIME"}
-    parser.add_options(
-        TrainConfig, data="SPEC", output="RUN", checkpoint="FILE", lr="RATE", opt_betas="LIST", **times
-    )
+    parser.add_options(TrainConfig, metavars=metavars | times)
     parser.add_argument(
         "--config", "--recipe", action=_Options, metavar="FILE|NAME",
         help="YAML file of these options (a run's config.yaml is one), or the name of a recipe that "

@@ -30,6 +30,9 @@ OBJECTIVES = ("top1", *SIZES)
 
 _MOST_LOST = 2  # times that a trial is asked again whose process was killed
 _FAILED_AT_FIRST = 5  # trials, of which none may have gone wrong in every case
+_LENGTHS = ("trials", "hours")
+_CHANGEABLE = (*_LENGTHS, "workers", "scheduler", "trial_minutes", "trial_memory")
+_EXPORT_EVERY = 30.0  # seconds
 _LOOK = 0.2  # seconds between two looks at signals and time
 
 
@@ -154,6 +157,9 @@ class Search:
             self.config = SearchConfig(**settings)
         except TypeError as error:
             raise UserError(f"{journal.path}: its settings are of another version of xnext") from error
+        self._changes: Mapping[str, Any] = {}
+        for entry in journal.entries[1:]:
+            self._change(entry.get("resume", {}))
         self.history = History(self.space, self.config.objective, journal.entries[1:])
 
     @classmethod
@@ -184,10 +190,39 @@ class Search:
         """
         return cls(path, Journal.open(path / "journal.jsonl"))
 
-    def extend(self, trials: int | None, hours: float | None) -> None:
-        """Let the search go on for longer than it was told at first."""
-        if trials is not None or hours is not None:
-            self.config = replace(self.config, trials=trials, hours=hours)
+    @property
+    def is_running(self) -> bool:
+        """Whether a process is searching there now."""
+        try:
+            require_free_of(self.path).close()
+        except UserError:
+            return True
+        return False
+
+    def resume(self, options: Mapping[str, Any]) -> None:
+        """Take what a search is told when it goes on: how long, and where its trials run.
+
+        Args:
+            options: Fields of the config; others than these must be as they were.
+
+        Raises:
+            UserError: Another one differs: its trials would not be comparable, or not those of one search.
+        """
+        for name, value in options.items():
+            value = tuple(value) if isinstance(value, list) else value
+            if name not in _CHANGEABLE and value != (before := getattr(self.config, name)):
+                raise UserError(
+                    f"{name} was {before!r} when {self.path} was begun, and cannot become {value!r}; leave it"
+                    " out, or begin another search"
+                )
+        changes = {name: value for name, value in options.items() if name in _CHANGEABLE}
+        if not changes.keys().isdisjoint(_LENGTHS):  # of the two, the one that was not given limits no more
+            changes |= {name: changes.get(name) for name in _LENGTHS}
+        self._change(changes)
+        self._changes = changes
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        self.config = replace(self.config, **changes)
 
     def run(self, watch: Callable[["Search", Record], None] = lambda *_: None) -> None:
         """Make trials until all that were wanted are made.
@@ -205,6 +240,8 @@ class Search:
         lock = require_free_of(self.path)
         try:
             self._journal.repair()
+            if self._changes:
+                self._journal.append(resume=self._changes)
             if self.config.scheduler is None:
                 warm_up()
             optimizer = self._replay()
@@ -212,6 +249,18 @@ class Search:
                 _Round(self, self._journal, optimizer, pool, interrupts, watch).run()
         finally:
             lock.close()
+
+    def export(self) -> None:
+        """Write the trials as SMAC does, for DeepCAVE, where SMAC is installed.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        try:
+            from xnext.search.deepcave import write_smac
+        except ImportError:
+            return
+        write_smac(self.history, self.config.seed, self.path / "smac")
 
     def _replay(self) -> Optimizer:
         """Return the optimiser in the state in which the journal left it.
@@ -290,7 +339,7 @@ class _Round:
         self._slots = list(range(search.config.workers))
         self._waiting = [record for record in self._history.records if record.status is None]
         self._earlier = self._history.elapsed
-        self._started = time.monotonic()
+        self._started = self._exported = time.monotonic()
 
     @property
     def _elapsed(self) -> float:
@@ -311,6 +360,7 @@ class _Round:
                     self._stop()
         finally:
             self._cancelled.set()
+            self._search.export()
 
     def _next(self) -> Record | None:
         """Return a trial to make now, or None."""
@@ -360,6 +410,9 @@ class _Round:
         )
         self._optimizer.tell(record.query, costs)
         self._watch(self._search, record)
+        if time.monotonic() - self._exported > _EXPORT_EVERY:
+            self._search.export()
+            self._exported = time.monotonic()
         self._check_first()
 
     def _check_first(self) -> None:
