@@ -64,6 +64,32 @@ def test_known_variances_are_found(method):
     assert found["squeeze_excite",].share == 0, "it has one value"
 
 
+def test_functional_anova_is_optunas():
+    """Which has no pairs, divides by what single choices decide, and draws its forest with other seeds."""
+    optuna = pytest.importorskip("optuna")
+    points, costs = every(SPACE, effects(SPACE, seed=3))
+    costs = costs + np.random.default_rng(0).normal(0, 0.1, len(costs))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    distributions = {
+        name: optuna.distributions.CategoricalDistribution(list(values))
+        for name, values in SPACE.choices.items()
+    }
+    study = optuna.create_study()
+    study.add_trials(
+        optuna.trial.create_trial(params=dict(point), distributions=distributions, value=value)
+        for point, value in zip(points, costs, strict=True)
+    )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=128, max_depth=64, seed=0)
+    theirs = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    single = {
+        one.name: one.share for one in functional_anova(SPACE, points, costs) if len(one.choices) == 1
+    }
+    total = sum(single.values())
+    assert max(theirs.values()) > 0.3
+    for name, share in single.items():
+        assert share / total == pytest.approx(theirs.get(name, 0.0), abs=0.02)
+
+
 def test_a_pair_is_found():
     """Norm and block decide together alone."""
     points = list(SPACE.points())
