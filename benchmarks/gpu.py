@@ -9,6 +9,7 @@ and the others go on.
 import argparse
 import datetime
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ import torch
 import xnext
 from xnext._yaml import read_yaml
 from xnext.evaluation.throughput import Plan, benchmark, describe
+from xnext.search import Search, SearchConfig
+from xnext.search.trial import TRAINING
 from xnext.training import Run, TrainConfig, train
 from xnext.training.recipes import find_recipe
 
@@ -159,6 +163,58 @@ def networks(
     return describe(plan) | {"rows": rows}
 
 
+NEXCEPTION_T = {
+    "stem": "patchify", "entry_kernel_size": "5", "middle_kernel_size": "5", "pool": "blur",
+    "middle_block": "bottleneck", "squeeze_excite": "true", "act": "gelu", "entry_acts": "1",
+    "middle_acts": "1", "norm": "batch", "entry_norms": "0+1", "middle_norms": "0+1",
+}  # fmt: skip
+"""NEXcepTion-T's choices, a point of the space ``nexception``."""
+
+SEARCH = ROOT / "build" / "gpu_search"
+
+
+def search(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Go on with the paper's search on CIFAR-100 for some minutes, or begin it."""
+    if arguments.cifar100 is None:
+        raise ValueError("give --cifar100 FOLDER, a folder of Hugging Face's parquet files")
+    hours = arguments.search_minutes / 60
+    if (SEARCH / "journal.jsonl").exists():
+        found = Search.open(SEARCH)
+        found.resume({"hours": found.history.elapsed / 3600 + hours})
+    else:
+        config = SearchConfig(
+            data=f"hf:{arguments.cifar100}", hours=hours, width=0.5, batch_size=256, workers=4,
+            optimizer="smac" if find_spec("smac") else "evolution", device=arguments.device,
+            amp="bf16" if arguments.device == "cuda" else "off",
+        )  # fmt: skip
+        found = Search.create(SEARCH, config)
+    found.run(lambda _, record: print(record.number, record.status, dict(record.values), flush=True))
+    best = found.history.best
+    return {
+        "optimizer": found.config.optimizer, "minutes": found.history.elapsed / 60,
+        "trials": found.history.finished, "best": best and {"point": best.query.point, **best.values},
+    }  # fmt: skip
+
+
+def search_winner(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train the winner of the search and NEXcepTion-T's choices alike, with three seeds."""
+    found = Search.open(SEARCH)
+    if (best := found.history.best) is None:
+        raise ValueError("the search has no winner yet; run its parts before")
+    result = {}
+    for name, point in {"winner": best.query.point, "nexception_t": NEXCEPTION_T}.items():
+        architecture = found.space.architecture(point, found.config.width)
+        values = dict(TRAINING) | {
+            "model": architecture.model, "model_args": dict(architecture.model_args),
+            "data": f"packed:{SEARCH / 'data'}", "epochs": arguments.winner_epochs, "batch_size": 256,
+            "image_size": found.config.image_size,
+            "amp": "bf16" if arguments.device == "cuda" else "off",
+        }  # fmt: skip
+        result[name] = [_train(arguments, seed=seed, **values)["last_val_top1"] for seed in range(3)]
+    winner, paper = (statistics.mean(values) for values in result.values())
+    return result | {"holds": winner >= paper - statistics.stdev(result["nexception_t"])}
+
+
 def _train(arguments: argparse.Namespace, keep_rows: bool = False, **values: Any) -> dict[str, Any]:
     """Train with these values; return the summary's figures and, if wanted, the last epoch's line."""
     with tempfile.TemporaryDirectory() as folder:
@@ -200,6 +256,10 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     },
     "options": options,
     **{part: partial(cifar100, part) for part in CIFAR100_NETWORKS},
+    "search_1": search,
+    "search_2": search,
+    "search_3": search,
+    "search_winner": search_winner,
 }
 
 
@@ -209,6 +269,8 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--cifar100", type=Path, help="folder of CIFAR-100 as parquet")
     parser.add_argument("--epochs", type=int, default=60, help="of the trainings on CIFAR-100")
+    parser.add_argument("--search-minutes", type=float, default=8, help="of each part of the search")
+    parser.add_argument("--winner-epochs", type=int, default=30, help="of its winner's trainings")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()

@@ -81,9 +81,7 @@ def test_functional_anova_is_optunas():
     )
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=128, max_depth=64, seed=0)
     theirs = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    single = {
-        one.name: one.share for one in functional_anova(SPACE, points, costs) if len(one.choices) == 1
-    }
+    single = {one.name: one.share for one in functional_anova(SPACE, points, costs) if len(one.choices) == 1}
     total = sum(single.values())
     assert max(theirs.values()) > 0.3
     for name, share in single.items():
