@@ -1,0 +1,77 @@
+"""The table of trained networks, and what is replayed on it."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xnext.search import Space
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.search import BEST, replay, summarise  # noqa: E402
+from benchmarks.search_table import BUDGETS, SPACE, TABLE, read_table  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return read_table()
+
+
+def test_the_table_holds_a_thousand_points_of_the_space(rows):
+    space, nexception = Space.load(str(SPACE)), Space.load("nexception")
+    assert len(rows) == space.count() >= 1000
+    fixed = {"entry_acts": "1", "middle_acts": "1", "entry_norms": "0+1"}
+    for row in rows[::50]:
+        point = {choice: row[choice] for choice in space.choices}
+        assert nexception.architecture(point | fixed).config == space.architecture(point).config
+    for row in rows:
+        seconds = [row[f"seconds_{budget}"] for budget in BUDGETS]
+        assert 0 < seconds[0] < seconds[1] < seconds[2]
+        assert all(0 <= row[f"top1_{budget}"] <= 100 for budget in BUDGETS)
+
+
+def test_networks_differ_by_more_than_seeds():
+    seeds = json.loads(TABLE.with_name("search_table.json").read_text())["networks"]
+    best, median = seeds["best"], seeds["median"]
+    spread = max(best["sd"], median["sd"])
+    assert best["mean"] - median["mean"] > 3 * spread > 0
+    for network in (best, median):
+        assert len(network["seeds"]) >= 10
+        assert network["mean"] == pytest.approx(statistics.mean(network["seeds"]), abs=1e-3)
+        assert network["sd"] == pytest.approx(statistics.stdev(network["seeds"]), abs=1e-3)
+
+
+def test_random_search_finds_the_best_as_late_as_chance_says(rows):
+    """The first of the 1 % comes after as many draws without replacement as a simulation tells."""
+    seconds = statistics.mean(row[f"seconds_{BUDGETS[-1]}"] for row in rows)
+    replays = [replay("random", seed, rows, 1e9) for seed in range(30)]
+    assert all(one.trials == len(rows) and one.regret == 0 for one in replays), "all were tried"
+    draws = statistics.mean(one.found / seconds for one in replays)
+    expected = (len(rows) + 1) / (int(len(rows) * BEST) + 1)  # of the first of them
+    assert expected / 2 < draws < expected * 2
+    for one in replays:
+        regrets = [regret for _, regret in one.course]
+        assert regrets == sorted(regrets, reverse=True) and regrets[-1] == one.regret
+
+
+def test_a_replay_ends_when_its_time_is_over(rows):
+    ones = [replay("evolution", seed, rows, 100.0) for seed in range(3)]
+    assert all(when <= 100 for one in ones for when, _ in one.course)
+    assert summarise(ones, 100.0)["median_regret"] == statistics.median(one.regret for one in ones)
+    assert ones[0].course == replay("evolution", 0, rows, 100.0).course
+
+
+@pytest.mark.slow
+def test_smac_finds_the_best_in_half_of_the_time_of_random_search(tmp_path):
+    """Takes minutes: 20 seeds of each, as the documentation shows them."""
+    command = [sys.executable, "-m", "benchmarks.search", "--output", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    summary = json.loads((tmp_path / "search_benchmark.json").read_text())["summary"]
+    random, smac = summary["random"], summary["smac"]
+    assert smac["median_seconds_to_best"] <= random["median_seconds_to_best"] / 2
+    assert smac["median_regret"] < min(random["median_regret"], summary["evolution"]["median_regret"])
