@@ -167,7 +167,8 @@ class Search:
         """Decode the images into a new folder and begin the journal.
 
         Raises:
-            UserError: The folder is taken, the images or the space do not exist, or the images do not fit.
+            UserError: The folder is taken, the images, the space or the cluster do not exist, or the images
+                do not fit.
         """
         if path.exists() and (not path.is_dir() or (path / "journal.jsonl").exists()):
             raise UserError(f"{path} exists already; choose another --output, or go on with --resume")
@@ -176,6 +177,8 @@ class Search:
         if data.multilabel:
             raise UserError(f"{config.data}: images of several classes are not searched for yet")
         preprocessing = _preprocessing(space, config, data)
+        with executor(config):
+            pass  # a cluster that does not answer is told before anything is written
         make_folder(path)
         write_packed(data, preprocessing, path / "data")
         content = {"space_content": space.content, "classes": data.classes}
