@@ -35,6 +35,9 @@ from xnext.search.space import Space
 TRAININGS = 100
 """How long a search may take, in mean trainings for all epochs."""
 
+SHORTEST = 3
+"""Epochs of SMAC's shortest trials: after one, networks are in no order that tells of the order after nine."""
+
 BEST = 0.01
 """Share of the table that counts as found."""
 
@@ -68,7 +71,7 @@ def replay(optimizer: str, seed: int, rows: list[dict[str, Any]], most: float) -
     table = {tuple(row[choice] for choice in space.choices): row for row in rows}
     ranked = sorted((row[f"top1_{BUDGETS[-1]}"] for row in rows), reverse=True)
     good = ranked[int(len(ranked) * BEST) - 1]
-    task = Task(space=space, min_epochs=BUDGETS[0], max_epochs=BUDGETS[-1], objectives=("top1",), seed=seed)
+    task = Task(space=space, min_epochs=SHORTEST, max_epochs=BUDGETS[-1], objectives=("top1",), seed=seed)
     asked = OPTIMIZERS[optimizer](task)
     trained: dict[tuple[str, ...], float] = {}
     elapsed, found, regret, course, trials = 0.0, None, ranked[0], [(0.0, ranked[0])], 0

@@ -169,12 +169,14 @@ LEARNING_RATES = {
 }
 
 
-def both_trainings(config, steps: int, **options) -> list[tuple[list[float], dict[str, torch.Tensor]]]:
+def both_trainings(
+    config, steps: int, large: bool = False, **options
+) -> list[tuple[list[float], dict[str, torch.Tensor]]]:
     """Return losses and what was added to the weights, without the kernels and with them."""
     if "next_debug" in options["model"]:  # whose LayerScale begins with so little that mixers hardly count
         options["model_args"] = {"layer_scale": 1.0}
     options |= {"optimizer": "sgd", "device": "auto", **SIZES}
-    with quick_kernels():
+    with quick_kernels(large):
         return [first_steps(config(**options, kernels=kernels), steps) for kernels in ("torch", "triton")]
 
 
@@ -191,7 +193,7 @@ def test_a_step_of_training_is_the_same(config, model):
 
 @pytest.mark.parametrize("model", DEBUG)
 def test_a_training_goes_the_same_way(config, model):
-    (plain, _), (ours, _) = both_trainings(config, 50, model=model, lr=LEARNING_RATES[model])
+    (plain, _), (ours, _) = both_trainings(config, 50, large=True, model=model, lr=LEARNING_RATES[model])
     assert all(map(math.isfinite, plain)) and len(ours) == 50 and plain[0] != plain[-1]
     assert ours == pytest.approx(plain, rel=1e-2 if ON_GPU else 1e-5)
 

@@ -24,12 +24,14 @@ try:
     from ConfigSpace.conditions import AndConjunction
     from smac import HyperparameterOptimizationFacade, MultiFidelityFacade, Scenario
     from smac.acquisition.maximizer import LocalSearch
+    from smac.main.config_selector import ConfigSelector
     from smac.runhistory import StatusType, TrialInfo, TrialValue
 except ImportError as error:
     raise UserError("the optimizer smac needs SMAC3: pip install 'xnext[search]'; or use random") from error
 
 _ENDLESS = 10**6  # trials, of which the search knows when there were enough: it may be told to go on
 _ETA = 3
+_CHALLENGERS = 1000  # points of which the most promising is asked
 
 
 class Smac(Optimizer):
@@ -80,13 +82,16 @@ def _facade(task: Task, folder: Path) -> Any:
         kind = MultiFidelityFacade
         options |= {"min_budget": task.min_epochs, "max_budget": task.max_epochs}
     scenario = Scenario(space, **options)
-    maximizer = kind.get_acquisition_maximizer(scenario)
+    maximizer = kind.get_acquisition_maximizer(scenario, challengers=_CHALLENGERS)
     maximizer._local_search = _OrderedLocalSearch(space, seed=task.seed)
     # Trees that may have 2^20 leaves take 130 MB and 70 ms each, and threads cost more than ten trees do.
     model = kind.get_model(scenario)
     model._rf_opts |= {"max_leaf_nodes": None, "n_jobs": 1}
     parts = {
         "model": model,
+        # Trials take seconds and a forest a tenth of one: it learns from each, of the longest of which there
+        # are enough, and not from the first that was trained to the end.
+        "config_selector": ConfigSelector(scenario, retrain_after=1, min_trials=len(task.space.choices)),
         "initial_design": kind.get_initial_design(scenario, n_configs=len(task.space.choices)),
         "acquisition_maximizer": maximizer,
     }
