@@ -36,7 +36,7 @@ TRAININGS = 100
 """How long a search may take, in mean trainings for all epochs."""
 
 SHORTEST = 3
-"""Epochs of SMAC's shortest trials: after one, networks are in no order that tells of the order after nine."""
+"""Epochs of SMAC's shortest trials: the order of networks after one tells nothing of that after nine."""
 
 BEST = 0.01
 """Share of the table that counts as found."""

@@ -70,13 +70,13 @@ def test_smac_asks_the_same_in_another_process():
 
 @pytest.mark.parametrize("name", ["smac", "evolution"])
 def test_they_learn(name):
-    """Of the last ten of sixty, more are near the best than of the first ten."""
+    """Of what they ask for, more is near the best than by chance."""
 
-    def near(queries: list[Query]) -> int:
-        return sum(cost(Query(query.point, 9)) < 0.3 for query in queries)
+    def near(name: str) -> float:
+        points = {tuple(query.point.items()) for query in ask(name, 40)}
+        return sum(cost(Query(dict(point), 9)) < 0.3 for point in points) / len(points)
 
-    asked = ask(name, 60)
-    assert near(asked[-20:]) > near(asked[:20])
+    assert near(name) > 1.5 * near("random")
 
 
 def test_random_search_ends_where_nothing_is_new():
