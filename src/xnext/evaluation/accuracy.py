@@ -8,12 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from xnext._processes import gather
 from xnext.errors import UserError
-from xnext.evaluation.multilabel import RankingPrecision
+
+# torchmetrics is imported where something is measured: it takes longer than all else that a command needs.
 
 METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "map_at_100": "MAP@100"}
 """What a measurement may hold beside ``loss``, all in percent, and how it is called."""
@@ -54,6 +53,8 @@ class _OneClass:
     """Right and wrong where an image has one class."""
 
     def __init__(self, num_classes: int, device: torch.device | str) -> None:
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
         self._confusion = MulticlassConfusionMatrix(num_classes).to(device)
         self._top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
 
@@ -74,6 +75,8 @@ class _SeveralClasses:
     """Ranks where an image may have several classes."""
 
     def __init__(self, num_classes: int, device: torch.device | str) -> None:
+        from xnext.evaluation.multilabel import RankingPrecision
+
         self._precision = RankingPrecision(num_classes).to(device)
         nothing = torch.zeros(0, num_classes, device=device)  # a process without images has a shape to tell
         self._precision.update(nothing, nothing)
@@ -117,6 +120,8 @@ def evaluate(
     Raises:
         UserError: Not one image of the loader could be read.
     """
+    from torchmetrics import MeanMetric
+
     meters = _METERS[multilabel](num_classes, device)
     loss = MeanMetric(nan_strategy="disable").to(device)  # a loss that is not finite must stay so
     bad_images: list[int] = []

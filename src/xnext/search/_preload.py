@@ -5,6 +5,8 @@ It leaves the group of the search, since a terminal's signals are for the search
 
 import os
 
+import torchmetrics.classification  # noqa: F401
+
 import xnext.search.trial  # noqa: F401
 
 os.setpgrp()
