@@ -1,5 +1,6 @@
 """`xnext search`: a network found for these images, and what came of the search."""
 
+import shlex
 import sys
 import time
 from argparse import REMAINDER
@@ -159,7 +160,7 @@ def _take_best(path: Path, arguments: Namespace) -> int:
     record = write_best(search, target)
     print(f"trial {record.number}: {point_line(record.query.point)} -> {target}")
     if arguments.train is None:
-        print(f"next: xnext train --model {target} --data {search.config.data} --output RUN")
+        print(f"next: xnext train --model {target} --data {shlex.quote(search.config.data)} --output RUN")
         return 0
     return _train(["--model", str(target), *arguments.train])
 
