@@ -111,6 +111,8 @@ class Space:
             raise self._error("`network` must be a name of `xnext models`")
         self._network = content["network"]
         self._fixed, self._full = (self._mapping(content, key) for key in ("fixed", "full"))
+        for key, fields in (("fixed", self._fixed), ("full", self._full)):
+            self._check_factors(f"`{key}`", fields)
         self.choices = {
             str(choice): self._values(str(choice), values)
             for choice, values in self._mapping(content, "choices").items()
@@ -239,8 +241,7 @@ class Space:
             if choice in point:
                 chosen = self.choices[choice][point[choice]]
                 fields |= chosen
-                if full and isinstance(chosen.get("full", {}), Mapping):
-                    fields |= chosen.get("full", {})
+                fields |= chosen.get("full", {}) if full else {}
         fields.pop("full", None)
         model = fields.pop("network")
         factors = {"width": width * fields.pop("width", 1.0), "depth": fields.pop("depth", 1.0)}
@@ -394,7 +395,17 @@ class Space:
             raise self._error(f"{choice!r} has a value twice")
         if not named:
             raise self._error(f"{choice!r} has no values")
+        for value, fields in named.items():
+            self._check_factors(f"{choice} {value}", fields)
+            if not isinstance(fields.get("full", {}), Mapping):
+                raise self._error(f"{choice} {value}: `full` must hold lines of `name: value`")
+            self._check_factors(f"{choice} {value}", fields.get("full", {}))
         return named
+
+    def _check_factors(self, what: str, fields: Mapping[str, Any]) -> None:
+        for name in _SCALED:
+            if not _is_factor(fields.get(name, 1)):
+                raise self._error(f"{what}: {name} must be a factor of more than 0")
 
     def _clause(self, what: str, clause: Any) -> dict[str, tuple[str, ...]]:
         """Return a combination: the names of values, by choice."""
@@ -440,11 +451,6 @@ class Space:
                     raise self._error(
                         f"{choice}: {value!r} is in no point that conditions and prohibitions allow"
                     )
-                for name in _SCALED:
-                    if not _is_factor(values[value].get(name, 1)):
-                        raise self._error(f"{choice} {value}: {name} must be a factor of more than 0")
-                if not isinstance(values[value].get("full", {}), Mapping):
-                    raise self._error(f"{choice} {value}: `full` must hold lines of `name: value`")
                 for full in (False, True):
                     try:
                         _ = self._fields(point, full=full).config
