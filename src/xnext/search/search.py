@@ -34,6 +34,7 @@ _LENGTHS = ("trials", "hours")
 _CHANGEABLE = (*_LENGTHS, "workers", "scheduler", "trial_minutes", "trial_memory")
 _EXPORT_EVERY = 30.0  # seconds
 _LOOK = 0.2  # seconds between two looks at signals and time
+_GLANCE = 0.5  # seconds, of which `xnext search show` holds the lock for far less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +174,8 @@ class Search:
         if path.exists() and (not path.is_dir() or (path / "journal.jsonl").exists()):
             raise UserError(f"{path} exists already; choose another --output, or go on with --resume")
         space = Space.load(config.space)
+        if config.scheduler is None:
+            warm_up()  # while the images are decoded
         data = load_data(config.data, seed=config.seed)
         if data.multilabel:
             raise UserError(f"{config.data}: images of several classes are not searched for yet")
@@ -240,7 +243,7 @@ class Search:
         config = self.config
         if config.device == "cuda" and config.scheduler is None and not torch.cuda.is_available():
             raise UserError("device cuda: PyTorch finds no GPU here; use auto or cpu")
-        lock = require_free_of(self.path)
+        lock = require_free_of(self.path, patience=_GLANCE)
         try:
             self._journal.repair()
             if self._changes:

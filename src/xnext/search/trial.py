@@ -346,16 +346,24 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def require_free_of(folder: Path) -> Any:
+def require_free_of(folder: Path, patience: float = 0.0) -> Any:
     """Take the lock of a search's folder for as long as what is returned lives.
+
+    Args:
+        folder: Of the search.
+        patience: Seconds to wait for one who has it.
 
     Raises:
         UserError: Another process has it.
     """
     stream = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        stream.close()
-        raise UserError(f"{folder}: a search is running there; wait for it, or stop it") from error
-    return stream
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return stream
+        except OSError as error:
+            if time.monotonic() > until:
+                stream.close()
+                raise UserError(f"{folder}: a search is running there; wait for it, or stop it") from error
+        time.sleep(_LOOK)
