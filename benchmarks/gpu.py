@@ -156,7 +156,9 @@ def networks(
 ) -> dict[str, Any]:
     """Measure networks beside their peers, compiled, in bf16."""
     batch = 128 if arguments.device == "cuda" else 2
-    plan = Plan(torch.device(arguments.device), training=training, batch_size=batch, dtype="bf16", repeats=20)
+    plan = Plan(
+        torch.device(arguments.device), training=training, batch_size=batch, dtype="bf16", repetitions=20
+    )
     rows = [asdict(row) for model in models for row in benchmark(model, plan, against)]
     for row in rows:
         print(row, flush=True)

@@ -31,6 +31,11 @@ class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)"
 
 
+def yes_no() -> ActionYesNo:
+    """Return what makes an option of two, `--this` and `--no-this`."""
+    return ActionYesNo(yes_prefix="", no_prefix="no-")
+
+
 class Parser(ArgumentParser):
     """A parser whose every complaint is one line, raised as a ``UserError``."""
 
@@ -73,7 +78,7 @@ class Parser(ArgumentParser):
                 factory = field.default_factory
                 default = {"default": field.default if factory is dataclasses.MISSING else factory()}
             if hints[field.name] is bool:
-                default |= {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
+                default |= {"action": yes_no()}
             else:
                 metavar = metavars.get(field.name) or _metavar(hints[field.name])
                 default |= {"type": hints[field.name], "metavar": metavar}

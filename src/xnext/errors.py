@@ -25,3 +25,10 @@ def shorten(names: Sequence[str], limit: int = 5) -> str:
     """Return names as ``'a', 'b' and 3 more``."""
     rest = len(names) - limit
     return ", ".join(map(repr, names[:limit])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether there was too little memory, of the host or of a device."""
+    import torch  # which most commands that end with a mistake have no need of
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

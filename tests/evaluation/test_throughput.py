@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -12,7 +13,7 @@ from xnext.errors import UserError
 from xnext.evaluation import throughput
 from xnext.evaluation.throughput import Plan, Way, benchmark
 
-SMALL = Plan(torch.device("cpu"), batch_size=2, image_size=32, repeats=2, compiled=False)
+SMALL = Plan(torch.device("cpu"), batch_size=2, image_size=32, repetitions=2, compiled=False)
 
 
 def ways(plan: Plan, **kind: bool) -> list[str]:
@@ -25,7 +26,7 @@ def test_ways_take_turns_and_compute_the_same():
     assert turns == [-1, 0, 1]
     assert [f"{row.way} {row.layout} {row.dtype}" for row in rows] == ways(SMALL, peer=False, fusable=True)
     assert rows[0].error == 0 and all(row.error < 1e-5 for row in rows if row.dtype == "fp32")
-    assert all(0 < row.p10 <= row.median <= row.p90 for row in rows)
+    assert all(row.median > 0 and row.mean > 0 and row.sd >= 0 for row in rows)
 
 
 def test_the_ways_of_each_kind_of_network():
@@ -48,8 +49,55 @@ def test_the_ways_of_each_kind_of_network():
     assert ways(replace(gpu, training=True), peer=False, fusable=True) == both + own[::2]
 
 
+def test_layouts_and_types():
+    assert ways(replace(SMALL, layout="nchw"), peer=False, fusable=True) == [
+        "eager NCHW fp32", "fused NCHW fp32", "fused NCHW bf16",
+    ]  # fmt: skip
+    assert ways(replace(SMALL, layout="nhwc"), peer=True) == ["eager NHWC fp32"]
+    assert ways(replace(SMALL, dtype="fp16"), peer=False, fusable=True)[-1] == "fused NHWC fp16"
+    rows = benchmark("inceptionnext_debug", replace(SMALL, dtype="fp16"))
+    assert all(0 <= row.error < 1e-2 for row in rows)
+    before = torch.backends.cudnn.allow_tf32
+    with throughput._precision("tf32"):
+        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_batches_become_smaller_until_they_fit(monkeypatch):
+    def compare(name, plan, *rest):
+        if plan.batch_size > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(name, plan, *rest)
+
+    real = throughput._compare
+    monkeypatch.setattr(throughput, "_compare", compare)
+    rows = benchmark("convnext_debug", replace(SMALL, batch_size=16))
+    assert {row.batch_size for row in rows} == {4}
+    monkeypatch.setattr(throughput, "_compare", lambda *rest: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(UserError, match="convnext_debug does not fit into the memory with one image"):
+        benchmark("convnext_debug", SMALL)
+
+
+# As timm's tables have them, in millions for an image of 224 pixels, or 299.
+ACTIVATIONS = {
+    "resnet50": 11.11, "convnext_tiny": 13.44, "swin_tiny_patch4_window7_224": 17.06, "efficientnet_b0": 6.75,
+    "inceptionnext_tiny": 11.98, "xception": 35.83,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name):
+    size = throughput.measure_size(name, replace(SMALL, image_size=None))
+    assert round(size.activations / 1e6, 2) == ACTIVATIONS[name]
+    assert size.params > size.image_size and size.macs > size.activations
+
+
+def test_all_peers_are_there():
+    assert all(timm.is_model(name) for name in throughput.PEERS)
+
+
 def test_the_peer_has_the_same_weights(monkeypatch):
-    monkeypatch.setattr(throughput, "PEERS", {"inceptionnext_atto": "inception_next_atto"})
+    monkeypatch.setattr(throughput, "TWINS", {"inceptionnext_atto": "inception_next_atto"})
     rows = benchmark("inceptionnext_atto", SMALL, against=["mobilenetv3_small_050"])
     networks = ["timm inception_next_atto"] * 2 + ["inceptionnext_atto"] * 4
     assert [row.network for row in rows] == [*networks, *["timm mobilenetv3_small_050"] * 2]
@@ -59,7 +107,7 @@ def test_the_peer_has_the_same_weights(monkeypatch):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_steps_of_training(monkeypatch, dtype):
     """Outputs and gradients are those of the peer, before anything is learned; then weights move."""
-    monkeypatch.setattr(throughput, "PEERS", {"inceptionnext_atto": "inception_next_atto"})
+    monkeypatch.setattr(throughput, "TWINS", {"inceptionnext_atto": "inception_next_atto"})
     plan = replace(SMALL, training=True, dtype=dtype, batch_size=4, image_size=64)
     rows = benchmark("inceptionnext_atto", plan)
     assert len(rows) == 4 and all(row.dtype == dtype for row in rows)
@@ -122,23 +170,24 @@ def test_ways_are_what_they_are_called():
 
 def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
     file = tmp_path / "speed.json"
-    words = "--batch-size 2 --image-size 32 --repeats 1 --no-compile --against mobilenetv3_small_050"
-    command = ["benchmark", "inceptionnext_debug", "xception_debug", *words.split(), "--output", str(file)]
+    words = "--batch-size 2 --image-size 32 --repetitions 1 --no-compile --against mobilenetv3_small_050"
+    command = ["benchmark", "inceptionnext_debug", "xception_debug", *words.split(), "--json", str(file)]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert printed.count("fused") >= 4 and printed.count("fastest for ") == 2 and "torch" in printed
     assert printed.count(" times timm mobilenetv3_small_050") == 2
     record = json.loads(file.read_text())
+    assert [size["network"] for size in record["networks"]] == ["inceptionnext_debug", "xception_debug"]
     assert record["batch_size"] == 2 and len(record["rows"]) == 12 and record["versions"]["timm"]
-    assert {"layout", "dtype", "median", "p10", "p90", "memory_mib"} <= set(record["rows"][0])
+    assert {"layout", "dtype", "median", "mean", "sd", "batch_size", "memory_mib"} <= set(record["rows"][0])
 
 
 @pytest.mark.slow
 def test_compiled_networks(capsys):
-    words = "--batch-size 2 --image-size 32 --repeats 1"
+    words = "--batch-size 2 --image-size 32 --repetitions 1 --compile"
     assert cli.main(["benchmark", "inceptionnext_debug", *words.split()]) == 0
     assert capsys.readouterr().out.count("fused, compiled") >= 2
-    assert cli.main(["benchmark", "inceptionnext_debug", "--training", *words.split()]) == 0
+    assert cli.main(["benchmark", "inceptionnext_debug", "--train", *words.split()]) == 0
     assert "compiled" in capsys.readouterr().out
 
 
@@ -157,15 +206,17 @@ def test_where_nothing_can_be_compiled_it_says_so(capsys, monkeypatch):
     [
         (["no_such"], "no_such"),
         (["xception_debug", "--batch-size", "0"], "--batch-size is 0"),
-        (["xception_debug", "--repeats", "0"], "--repeats is 0"),
+        (["xception_debug", "--repetitions", "0"], "--repetitions is 0"),
         (["xception_debug", "--threads", "0"], "--threads is 0"),
         (["xception_debug", "--image-size", "1"], "1"),
         (["xception_debug", "--dtype", "fp61"], "--dtype 'fp61' is unknown"),
+        (["xception_debug", "--dtype", "tf32"], "--dtype tf32 is a GPU's"),
+        (["xception_debug", "--layout", "nhcw"], "--layout 'nhcw' is unknown. Did you mean 'nhwc'"),
         (
             ["xception_debug", "--against", "convnext_tni"],
             "neither xnext nor timm has a network 'convnext_tni'",
         ),
-        (["xception_debug", "--output", "nowhere/at/all.json"], "there is no folder nowhere/at"),
+        (["xception_debug", "--json", "nowhere/at/all.json"], "there is no folder nowhere/at"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(capsys, words, told):

@@ -10,85 +10,135 @@ import torch
 from jsonargparse import Namespace
 
 from xnext._files import write_atomic
-from xnext._parser import Parser
+from xnext._parser import Parser, yes_no
 from xnext.cli._common import Verb, at_least, new_table, print_table, watched
 from xnext.errors import UserError, suggest
-from xnext.evaluation.throughput import DTYPES, Plan, Row, benchmark, check_network, describe
+from xnext.evaluation.throughput import (
+    DTYPES,
+    LAYOUTS,
+    PEERS,
+    Plan,
+    Row,
+    Size,
+    benchmark,
+    check_network,
+    describe,
+    list_published,
+    measure_size,
+)
 
 
 def _options(parser: Parser) -> None:
     parser.add_argument(
-        "models", type=str, nargs="+", metavar="MODEL", help="Networks of `xnext models` or timm."
-    )
+        "models", type=str, nargs="*", metavar="MODEL",
+        help="Networks of `xnext models` or timm; by default all of the papers.",
+    )  # fmt: skip
     parser.add_argument(
         "--against", type=str, nargs="+", default=[], metavar="NAME",
-        help="Networks of timm to measure beside each of them.",
+        help="Networks of timm to measure in turn with each of them.",
     )  # fmt: skip
-    parser.add_argument("--training", action="store_true", help="Measure steps of training, not inference.")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="Images a call.")
+    parser.add_argument(
+        "--peers", action="store_true", help="Measure the networks too that the papers compare with."
+    )
+    parser.add_argument("--train", action="store_true", help="Measure steps of training, not inference.")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="Images a call, halved until they fit."
+    )
     parser.add_argument(
         "--image-size", type=int | None, metavar="N", help="Pixels a side; by default each network's own."
     )
-    parser.add_argument("--dtype", type=str, default="fp32", metavar="TYPE", help="`fp32` or `bf16`.")
-    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="Calls of each way, in turn.")
+    parser.add_argument(
+        "--dtype", type=str, default="fp32", metavar="TYPE", help=f"One of {', '.join(DTYPES)}."
+    )
+    parser.add_argument(
+        "--layout", type=str, default="best", metavar="LAYOUT",
+        help="Of images and weights in memory: nchw, nhwc, or best, which measures both.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile", action=yes_no(), default=True,
+        help="Measure compiled networks too; --no-compile leaves out what takes a minute or more each.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repetitions", type=int, default=30, metavar="N", help="Calls of each way, in turn."
+    )
     parser.add_argument(
         "--threads", type=int | None, metavar="N", help="Threads on a CPU; by default PyTorch's choice."
     )
-    parser.add_argument(
-        "--no-compile", action="store_true", help="Leave out compiled networks, which take a minute each."
-    )
-    parser.add_argument(
-        "--output", type=Path | None, metavar="FILE.json", help="Write the figures there too."
-    )
+    parser.add_argument("--json", type=Path | None, metavar="FILE", help="Write the figures there too.")
 
 
 def _run(arguments: Namespace) -> int:
-    for name in ("batch_size", "repeats"):
+    plan = _plan(arguments)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    models = arguments.models or ([] if arguments.peers else list_published())
+    models += [peer for peer in PEERS if arguments.peers and peer not in models]
+    sizes, tables = [], []
+    for model in models:
+        sizes.append(measure_size(model, plan))
+        tables.append(benchmark(model, plan, arguments.against, partial(watched, title=model)))
+    record = describe(plan) | {"date": date.today().isoformat()}
+    _show(models, sizes, tables, plan)
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    print(f"{record['device']}, {record['threads']} threads, {record['task']}; {versions}")
+    if arguments.json is not None:
+        record |= {"networks": [asdict(size) for size in sizes]}
+        record |= {"rows": [asdict(row) for rows in tables for row in rows]}
+        write_atomic(arguments.json, (json.dumps(record, indent=2) + "\n").encode())
+    return 0
+
+
+def _plan(arguments: Namespace) -> Plan:
+    """Return what to measure, after checking all that was said.
+
+    Raises:
+        UserError: Something of it cannot be.
+    """
+    for name in ("batch_size", "repetitions"):
         at_least(arguments, name, 1)
     for name in ("image_size", "threads"):
         if arguments[name] is not None:
             at_least(arguments, name, 1)
-    if arguments.dtype not in DTYPES:
-        raise UserError(f"--dtype {arguments.dtype!r} is unknown.{suggest(arguments.dtype, DTYPES)}")
-    if arguments.output is not None:
-        if not arguments.output.absolute().parent.is_dir():
-            raise UserError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
-        if arguments.output.is_dir():
-            raise UserError(f"--output {arguments.output} is a folder; give the name of a file")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    for name, known in (("dtype", DTYPES), ("layout", LAYOUTS)):
+        if arguments[name] not in known:
+            nearest = suggest(arguments[name], known) or f" Choose from {', '.join(known)}."
+            raise UserError(f"--{name} {arguments[name]!r} is unknown.{nearest}")
+    if arguments.dtype == "tf32" and device.type != "cuda":
+        raise UserError("--dtype tf32 is a GPU's; on a CPU choose fp32 or bf16")
+    if arguments.json is not None:
+        if not arguments.json.absolute().parent.is_dir():
+            raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+        if arguments.json.is_dir():
+            raise UserError(f"--json {arguments.json} is a folder; give the name of a file")
     for name in (*arguments.models, *arguments.against):
         check_network(name)
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    plan = Plan(
-        torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"),
-        arguments.training, arguments.batch_size, arguments.image_size, arguments.repeats, arguments.dtype,
-        not arguments.no_compile,
+    return Plan(
+        device, arguments.train, arguments.batch_size, arguments.image_size, arguments.repetitions,
+        arguments.dtype, arguments.layout, arguments.compile,
     )  # fmt: skip
-    tables = [
-        benchmark(model, plan, arguments.against, partial(watched, title=model)) for model in arguments.models
-    ]
-    record = describe(plan) | {"date": date.today().isoformat()}
-    _show(arguments.models, tables, plan)
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    print(f"{record['device']}, {record['threads']} threads, batch {record['batch_size']}; {versions}")
-    if arguments.output is not None:
-        record |= {"rows": [asdict(row) for rows in tables for row in rows]}
-        write_atomic(arguments.output, (json.dumps(record, indent=2) + "\n").encode())
-    return 0
 
 
-def _show(models: list[str], tables: list[list[Row]], plan: Plan) -> None:
-    """Print the figures and, for each network, the fastest way and how it compares with its peers."""
+def _show(models: list[str], sizes: list[Size], tables: list[list[Row]], plan: Plan) -> None:
+    """Print sizes, figures and, for each network, the fastest way and how it compares with its peers."""
+    table = new_table("network", ">pixels", ">params (M)", ">MACs (G)", ">activations (M)")
+    for size in sizes:
+        table.add_row(
+            size.network, str(size.image_size), f"{size.params / 1e6:.2f}", f"{size.macs / 1e9:.3f}",
+            f"{size.activations / 1e6:.2f}",
+        )  # fmt: skip
+    print_table(table)
+    print()
     table = new_table(
-        "network", "way", "layout", "type", ">images/s", ">10 %", ">90 %", ">ratio",
+        "network", "way", "layout", "type", ">batch", ">images/s", ">mean", ">sd", ">ratio",
         *([">GPU MiB"] if plan.device.type == "cuda" else []),
     )  # fmt: skip
     for rows in tables:
         first = rows[0].median
         for row in rows:
             table.add_row(
-                row.network, row.way, row.layout, row.dtype,
-                f"{row.median:,.1f}", f"{row.p10:,.1f}", f"{row.p90:,.1f}", f"{row.median / first:.2f}",
+                row.network, row.way, row.layout, row.dtype, str(row.batch_size),
+                f"{row.median:,.1f}", f"{row.mean:,.1f}", f"{row.sd:,.1f}", f"{row.median / first:.2f}",
                 *([] if row.memory_mib is None else [f"{row.memory_mib:,}"]),
             )  # fmt: skip
     print_table(table)
@@ -115,6 +165,7 @@ VERB = Verb(
     "Measure inference or training of networks, fused and not, side by side with timm's.", _options, _run,
     (
         "xnext benchmark inceptionnext_tiny nexception_t xception --threads 2",
-        "xnext benchmark inceptionnext_tiny --against convnext_tiny --training --dtype bf16 --batch-size 128",
+        "xnext benchmark --peers --batch-size 128 --dtype tf32 --json speed.json",
+        "xnext benchmark inceptionnext_tiny --against convnext_tiny --train --dtype bf16 --batch-size 128",
     ),
 )  # fmt: skip

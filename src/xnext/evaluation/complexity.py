@@ -1,9 +1,11 @@
-"""Size of a network: parameters, multiply-accumulates, the smallest image it takes."""
+"""Size of a network: parameters, multiply-accumulates, activations, the smallest image it takes."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from xnext.errors import UserError
@@ -28,6 +30,41 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(1, *input_size, device="meta", dtype=next(network.parameters()).dtype))
     return counter.get_total_flops() // 2
+
+
+def count_activations(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Return the values that convolutions, linear layers and attention products put out for one image.
+
+    They are what the field calls activations (Radosavovic et al., "Designing Network Design Spaces",
+    2020); timm's tables have them in millions.
+
+    Args:
+        model: A network that takes float images of shape (1, C, H, W).
+        input_size: (C, H, W) in pixels.
+    """
+    network = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), _ActivationCounter() as counter:
+        network(torch.empty(1, *input_size, device="meta", dtype=next(network.parameters()).dtype))
+    return counter.count
+
+
+_PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm")
+
+
+class _ActivationCounter(TorchDispatchMode):
+    """Counts what products put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = operator(*args, **kwargs or {})
+        if operator.namespace == "aten" and operator._schema.name.partition("::")[2] in _PRODUCTS:
+            self.count += result.numel()
+        return result
 
 
 def smallest_image_size(model: nn.Module, limit: int = 512) -> int:

@@ -1,7 +1,9 @@
 """Images a second of a network and its peers in several ways, measured in turn in one run."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -11,21 +13,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xnext._timing import deciles, rotate, time_call
-from xnext.errors import UserError, suggest
-from xnext.evaluation.complexity import check_image_size
+from xnext._timing import rotate, time_call
+from xnext.errors import UserError, is_out_of_memory, suggest
+from xnext.evaluation.complexity import check_image_size, count_activations, count_macs, count_parameters
 from xnext.kernels import accelerate, fuse
 from xnext.models import create_model, list_models, load_checkpoint
 from xnext.models._network import Network
 
-PEERS = {
+TWINS = {
     "xception": "legacy_xception",
     **{f"inceptionnext_{size}": f"inception_next_{size}" for size in ("atto", "tiny", "small", "base")},
 }
 """timm's network of the same weights, for each of ours that has one."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of the first row's results, as a share of their norm
+PEERS = (
+    "resnet50", "convnext_tiny", "convnext_small", "convnext_base", "swin_tiny_patch4_window7_224",
+    "deit_small_patch16_224", "regnety_040", "efficientnet_b0", "mobilenetv2_140", "ghostnet_130",
+    "inception_v3", "tf_efficientnetv2_s", "repvit_m1_5", "convformer_s18",
+)  # fmt: skip
+"""Networks of timm that ours are held against."""
+
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,  # of which a GPU's products keep 10 bits
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+LAYOUTS = {"best": (False, True), "nchw": (False,), "nhwc": (True,)}
+"""Whether channels come last, in each way that is measured."""
+
+# How far results may be from the first row's, as a share of their norm.
+_TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
 _WARM_UP = 2
 _LEARNING_RATE = 1e-3
 
@@ -37,11 +55,12 @@ class Plan:
     Attributes:
         device: Where.
         training: Steps of training, instead of inference.
-        batch_size: Images a call.
+        batch_size: Images a call; halved until they fit.
         image_size: In pixels a side; None: each network's own.
-        repeats: Calls of each way, which take turns.
-        dtype: ``fp32`` or ``bf16``; inference in fp32 measures the fused network in bf16 too. Training in
-            bf16 is by autocast.
+        repetitions: Calls of each way, which take turns.
+        dtype: One of ``DTYPES``; inference in fp32 measures the fused network in bf16 too. Training in bf16
+            and fp16 is by autocast, the latter with a scaled loss.
+        layout: One of ``LAYOUTS``.
         compiled: Whether to measure compiled networks too.
     """
 
@@ -49,22 +68,24 @@ class Plan:
     training: bool = False
     batch_size: int = 16
     image_size: int | None = None
-    repeats: int = 10
+    repetitions: int = 30
     dtype: str = "fp32"
+    layout: str = "best"
     compiled: bool = True
 
     def ways(self, *, peer: bool, fusable: bool = False) -> list["Way"]:
         """Return the ways in which a network is measured: as it is, and as a peer only so."""
-        on_gpu = self.device.type == "cuda"
-        ways = [Way(dtype=self.dtype, channels_last=last) for last in (False, True)]
+        on_gpu, layouts = self.device.type == "cuda", LAYOUTS[self.layout]
+        ways = [Way(dtype=self.dtype, channels_last=last) for last in layouts]
         if self.compiled and (on_gpu or self.training):
-            layouts = (False, True) if on_gpu else (True,)
-            ways += [Way(dtype=self.dtype, channels_last=last, compiled=True) for last in layouts]
+            ways += [replace(way, compiled=True) for way in (ways if on_gpu else ways[-1:])]
         if peer:
             return ways
-        own = [Way(accelerated=True, dtype=self.dtype)] if on_gpu else []
+        last = layouts[-1]
+        own = [Way(accelerated=True, dtype=self.dtype, channels_last=last)] if on_gpu else []
         if fusable and not self.training:
-            own += [Way(fused=True, dtype=dtype) for dtype in dict.fromkeys((self.dtype, "bf16"))]
+            dtypes = (self.dtype, "bf16") if self.dtype == "fp32" else (self.dtype,)
+            own += [Way(fused=True, dtype=dtype, channels_last=last) for dtype in dtypes]
         if self.compiled:
             own += [replace(way, compiled=True) for way in own]
         return ways + own
@@ -78,7 +99,7 @@ class Way:
         fused: Whether ``fuse`` has made it.
         accelerated: Whether ``accelerate`` has changed it.
         channels_last: The memory layout of images and weights.
-        dtype: ``fp32`` or ``bf16``.
+        dtype: One of ``DTYPES``.
         compiled: Whether torch.compile has made it.
     """
 
@@ -131,10 +152,11 @@ class Row:
         image_size: Pixels a side.
         way: What was measured.
         layout: ``NHWC`` or ``NCHW``.
-        dtype: ``fp32`` or ``bf16``.
+        dtype: One of ``DTYPES``.
+        batch_size: Images a call.
         median: Images a second; half of the calls were faster.
-        p10: Images a second that one call in ten did not reach.
-        p90: Images a second that one call in ten exceeded.
+        mean: Images a second, over all calls.
+        sd: Standard deviation of that.
         error: How far the results are from those of the first row, as a share of their norm: outputs, and in
             training the norm of all gradients. None for another network.
         memory_mib: Most memory of the GPU that a call took beyond the weights, in MiB; None without a GPU.
@@ -145,11 +167,31 @@ class Row:
     way: str
     layout: str
     dtype: str
+    batch_size: int
     median: float
-    p10: float
-    p90: float
+    mean: float
+    sd: float
     error: float | None
     memory_mib: int | None
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is.
+
+    Attributes:
+        network: Its name.
+        image_size: Pixels a side, to which the following belong.
+        params: Parameters.
+        macs: Multiply-accumulates of an image.
+        activations: Values that convolutions and linear layers put out for an image.
+    """
+
+    network: str
+    image_size: int
+    params: int
+    macs: int
+    activations: int
 
 
 @dataclass(frozen=True)
@@ -168,6 +210,9 @@ def benchmark(
     plan: Plan,
     against: Sequence[str] = (),
     watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    twin: bool = True,
 ) -> list[Row]:
     """Measure a network, timm's with the same weights and others of timm, in every way.
 
@@ -176,28 +221,86 @@ def benchmark(
         plan: What to measure.
         against: Networks of timm that are measured beside it.
         watch: Passes turns on, to show progress.
+        model_args: Options of the network.
+        twin: Whether timm's network of the same weights is measured too.
 
     Returns:
         A row a way: of timm's network of the same weights, this project's, the others.
 
     Raises:
-        UserError: There is no such network, or a way computes something else than the others.
+        UserError: There is no such network, a way computes something else than the others, or not even one
+            image fits into the memory.
     """
-    network = _create(name)
-    subjects = []
-    if name in PEERS:
-        twin = _create(PEERS[name])
-        load_checkpoint(network, twin.state_dict())
-        subjects += _prepare(f"timm {PEERS[name]}", twin, plan, plan.ways(peer=True))
-    ways = plan.ways(peer=False, fusable=isinstance(network, Network))
-    subjects += _prepare(name, network, plan, ways)
-    for other in against:
-        subjects += _prepare(f"timm {other}", _create(other), plan, plan.ways(peer=True), same=False)
-    rows = list(_measure(subjects, plan, watch))
+    while True:
+        try:
+            rows = _compare(name, plan, against, watch, model_args or {}, twin)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if plan.batch_size == 1:
+            raise UserError(f"{name} does not fit into the memory with one image; use a smaller --image-size")
+        plan = replace(plan, batch_size=plan.batch_size // 2)
+        torch.cuda.empty_cache()
     for row in rows:
         if row.error is not None and not row.error < _TOLERANCE[row.dtype]:
             raise UserError(f"{row.network}, {row.way}, computes something else: it is {row.error:.2g} off")
     return rows
+
+
+def _compare(
+    name: str,
+    plan: Plan,
+    against: Sequence[str],
+    watch: Callable[[Iterable[int]], Iterable[int]],
+    model_args: Mapping[str, Any],
+    twin: bool,
+) -> list[Row]:
+    """Measure all that stands beside each other, with batches of one size."""
+    network = create_network(name, model_args)
+    subjects = []
+    with _precision(plan.dtype):
+        if twin and name in TWINS and not model_args:
+            same = create_network(TWINS[name])
+            load_checkpoint(network, same.state_dict())
+            subjects += _prepare(f"timm {TWINS[name]}", same, plan, plan.ways(peer=True))
+        ways = plan.ways(peer=False, fusable=isinstance(network, Network))
+        subjects += _prepare(name, network, plan, ways)
+        for other in against:
+            model = create_network(other)
+            subjects += _prepare(f"timm {other}", model, plan, plan.ways(peer=True), same=False)
+        return list(_measure(subjects, plan, watch))
+
+
+@contextmanager
+def _precision(dtype: str) -> Iterator[None]:
+    """Let products of float32 be of TensorFloat-32, or else not be, on a GPU."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = dtype == "tf32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def list_published() -> list[str]:
+    """Return the names of the networks that a paper has."""
+    return [name for name in list_models() if not name.endswith("_debug")]
+
+
+def measure_size(name: str, plan: Plan, model_args: Mapping[str, Any] | None = None) -> Size:
+    """Return how large a network is, of this project or of timm.
+
+    Raises:
+        UserError: It takes no images of that size.
+    """
+    network = create_network(name, model_args)
+    size = _image_size(network, plan, name)
+    shape = (3, size, size)
+    return Size(
+        name, size, count_parameters(network), count_macs(network, shape), count_activations(network, shape)
+    )
 
 
 def check_network(name: str) -> None:
@@ -211,9 +314,10 @@ def check_network(name: str) -> None:
         raise UserError(f"neither xnext nor timm has a network {name!r}.{nearest}")
 
 
-def _create(name: str) -> Any:
-    """Return a network of either with random weights."""
-    return _stir(create_model(name) if name in list_models() else timm.create_model(name))
+def create_network(name: str, model_args: Mapping[str, Any] | None = None) -> Any:
+    """Return a network of this project or of timm with random weights, each part of which counts."""
+    create = create_model if name in list_models() else timm.create_model
+    return _stir(create(name, **model_args or {}))
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -225,7 +329,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "versions": {package: version(package) for package in ("xnext", "torch", "timm")},
         "task": "training" if plan.training else "inference",
         "batch_size": plan.batch_size,
-        "repeats": plan.repeats,
+        "repetitions": plan.repetitions,
     }
 
 
@@ -245,10 +349,16 @@ def _stir(model: nn.Module) -> nn.Module:
     return model
 
 
+def _image_size(model: Any, plan: Plan, name: str) -> int:
+    """Return the pixels a side with which a network is measured."""
+    size = plan.image_size or model.pretrained_cfg["input_size"][-1]
+    check_image_size(model, size, name)
+    return size
+
+
 def _prepare(network: str, model: Any, plan: Plan, ways: Sequence[Way], same: bool = True) -> list[_Subject]:
     """Return a network in all its ways."""
-    size = plan.image_size or model.pretrained_cfg["input_size"][-1]
-    check_image_size(model, size, network)
+    size = _image_size(model, plan, network)
     return [_Subject(network, size, way, _call(way, model, plan, size), same) for way in ways]
 
 
@@ -268,13 +378,17 @@ def _call(way: Way, model: nn.Module, plan: Plan, size: int) -> Callable[[], lis
     parameters = list(network.parameters())
     optimizer = torch.optim.SGD(parameters, lr=_LEARNING_RATE, momentum=0.9)
 
+    scaler = torch.amp.GradScaler(plan.device.type, init_scale=1.0, enabled=way.dtype == "fp16")
+
     def step() -> list[Tensor]:
         optimizer.zero_grad()
-        with torch.autocast(plan.device.type, torch.bfloat16, enabled=way.dtype == "bf16"):
+        half = DTYPES[way.dtype]
+        with torch.autocast(plan.device.type, half, enabled=half != torch.float32):
             outputs = network(*turn())
             loss = F.cross_entropy(outputs, labels)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         return [outputs.detach(), *(value.grad for value in parameters if value.grad is not None)]
 
     return step
@@ -290,7 +404,7 @@ def _measure(
     with torch.inference_mode(not plan.training):
         for subject in subjects:
             results.append(_first(subject))
-        for turn in watch(range(1 - _WARM_UP, plan.repeats)):
+        for turn in watch(range(1 - _WARM_UP, plan.repetitions)):
             for number, subject in enumerate(subjects):
                 before = _reset_memory(plan.device)
                 time = time_call(subject.call, plan.device)
@@ -298,12 +412,13 @@ def _measure(
                     seconds[number].append(time)
                 memory[number] = _peak_memory(plan.device, before)
     for subject, times, result, peak in zip(subjects, seconds, results, memory, strict=True):
-        fast, median, slow = (plan.batch_size / time for time in deciles(times))
+        speeds = [plan.batch_size / time for time in times]
         error = max(map(_error, result, results[0])) if subject.same else None
         way = subject.way
         yield Row(
-            subject.network, subject.image_size, way.name, way.layout, way.dtype,
-            round(median, 1), round(slow, 1), round(fast, 1), error, peak,
+            subject.network, subject.image_size, way.name, way.layout, way.dtype, plan.batch_size,
+            round(statistics.median(speeds), 1), round(statistics.mean(speeds), 1),
+            round(statistics.stdev(speeds), 1) if len(speeds) > 1 else 0.0, error, peak,
         )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from torch import nn
 from xnext._files import make_folder, write_atomic
 from xnext._timing import deciles, time_calls
 from xnext.data import Preprocessing
-from xnext.errors import UserError
+from xnext.errors import UserError, is_out_of_memory
 from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.kernels import fuse
 from xnext.models._registry import create_variant
@@ -251,7 +251,7 @@ def _run(trial: Trial) -> None:
 def _status(error: Exception) -> str:
     if isinstance(error, NonFiniteError):
         return "diverged"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "out of memory"
     return "exception"
 
