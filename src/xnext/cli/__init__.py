@@ -21,6 +21,7 @@ from xnext.cli import (
     recipes,
     report,
     search,
+    tables,
     train,
 )
 from xnext.cli._common import fail
@@ -40,6 +41,7 @@ _VERBS = {
     "recipes": recipes.VERB,
     "models": models.VERB,
     "benchmark": benchmark.VERB,
+    "tables": tables.VERB,
     "search": search.VERB,
     "importance": importance.VERB,
     "report": report.VERB,

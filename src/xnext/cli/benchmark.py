@@ -6,16 +6,14 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-import torch
 from jsonargparse import Namespace
 
 from xnext._files import write_atomic
-from xnext._parser import Parser, yes_no
+from xnext._parser import Parser
 from xnext.cli._common import Verb, at_least, new_table, print_table, watched
-from xnext.errors import UserError, suggest
+from xnext.cli._speed import speed_options, speed_plan
+from xnext.errors import UserError
 from xnext.evaluation.throughput import (
-    DTYPES,
-    LAYOUTS,
     PEERS,
     Plan,
     Row,
@@ -42,35 +40,14 @@ def _options(parser: Parser) -> None:
     )
     parser.add_argument("--train", action="store_true", help="Measure steps of training, not inference.")
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="Images a call, halved until they fit."
-    )
-    parser.add_argument(
         "--image-size", type=int | None, metavar="N", help="Pixels a side; by default each network's own."
     )
-    parser.add_argument(
-        "--dtype", type=str, default="fp32", metavar="TYPE", help=f"One of {', '.join(DTYPES)}."
-    )
-    parser.add_argument(
-        "--layout", type=str, default="best", metavar="LAYOUT",
-        help="Of images and weights in memory: nchw, nhwc, or best, which measures both.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--compile", action=yes_no(), default=True,
-        help="Measure compiled networks too; --no-compile leaves out what takes a minute or more each.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--repetitions", type=int, default=30, metavar="N", help="Calls of each way, in turn."
-    )
-    parser.add_argument(
-        "--threads", type=int | None, metavar="N", help="Threads on a CPU; by default PyTorch's choice."
-    )
+    speed_options(parser, compiled=True)
     parser.add_argument("--json", type=Path | None, metavar="FILE", help="Write the figures there too.")
 
 
 def _run(arguments: Namespace) -> int:
     plan = _plan(arguments)
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
     models = arguments.models or ([] if arguments.peers else list_published())
     models += [peer for peer in PEERS if arguments.peers and peer not in models]
     sizes, tables = [], []
@@ -94,18 +71,8 @@ def _plan(arguments: Namespace) -> Plan:
     Raises:
         UserError: Something of it cannot be.
     """
-    for name in ("batch_size", "repetitions"):
-        at_least(arguments, name, 1)
-    for name in ("image_size", "threads"):
-        if arguments[name] is not None:
-            at_least(arguments, name, 1)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    for name, known in (("dtype", DTYPES), ("layout", LAYOUTS)):
-        if arguments[name] not in known:
-            nearest = suggest(arguments[name], known) or f" Choose from {', '.join(known)}."
-            raise UserError(f"--{name} {arguments[name]!r} is unknown.{nearest}")
-    if arguments.dtype == "tf32" and device.type != "cuda":
-        raise UserError("--dtype tf32 is a GPU's; on a CPU choose fp32 or bf16")
+    if arguments.image_size is not None:
+        at_least(arguments, "image_size", 1)
     if arguments.json is not None:
         if not arguments.json.absolute().parent.is_dir():
             raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
@@ -113,10 +80,7 @@ def _plan(arguments: Namespace) -> Plan:
             raise UserError(f"--json {arguments.json} is a folder; give the name of a file")
     for name in (*arguments.models, *arguments.against):
         check_network(name)
-    return Plan(
-        device, arguments.train, arguments.batch_size, arguments.image_size, arguments.repetitions,
-        arguments.dtype, arguments.layout, arguments.compile,
-    )  # fmt: skip
+    return speed_plan(arguments, arguments.image_size, arguments.train)
 
 
 def _show(models: list[str], sizes: list[Size], tables: list[list[Row]], plan: Plan) -> None:
