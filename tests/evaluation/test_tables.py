@@ -43,7 +43,7 @@ def test_all_that_is_published_can_be_read(name):
 
 @pytest.mark.parametrize(("name", "most"), [("inceptionnext-1", 1.0), ("inceptionnext-8", 0.5)])
 def test_counts_are_those_of_the_paper_within_its_digits(name, most):
-    for line in compare(PUBLISHED[name], Speeds(None, PLAN), lambda entry: count_size(entry, PLAN)):
+    for line in compare(PUBLISHED[name], Speeds.begin(None, PLAN), lambda entry: count_size(entry, PLAN)):
         assert abs(float(line["params (M), difference"].removesuffix(" %"))) < most
         assert abs(float(line["MACs (G), difference"].removesuffix(" %"))) < most + 0.5
 
@@ -75,11 +75,11 @@ def measured(mean: float, fastest: float):
 def test_speeds_are_measured_once_and_compared_with_the_baseline(tmp_path, monkeypatch):
     benchmark, calls = measured(8, 12)
     monkeypatch.setattr(tables, "benchmark", benchmark)
-    speeds = Speeds(tmp_path / "speeds.json", PLAN)
+    speeds = Speeds.begin(tmp_path / "speeds.json", PLAN)
     for entry in SMALL.entries:
         speeds.measure(entry, "train", iter)
     assert calls == [("xception_debug", {}, True, 32), ("xception_debug", {"residual": False}, True, 32)]
-    again = Speeds(tmp_path / "speeds.json", PLAN)
+    again = Speeds.begin(tmp_path / "speeds.json", PLAN)
     for entry in SMALL.entries:
         again.measure(entry, "train", iter)
     assert len(calls) == 2, "the file has them"
@@ -92,13 +92,13 @@ def test_speeds_are_measured_once_and_compared_with_the_baseline(tmp_path, monke
         "model": "of nobody", "params (M)": "1", "inference (images/s)": "50",
     }  # fmt: skip
     with pytest.raises(UserError, match="was measured with another batch_size; choose another --output"):
-        Speeds(tmp_path / "speeds.json", replace(PLAN, batch_size=3))
+        Speeds.begin(tmp_path / "speeds.json", replace(PLAN, batch_size=3))
 
 
 def test_a_damaged_file_of_speeds(tmp_path):
     (tmp_path / "speeds.json").write_text('{"about": {')
     with pytest.raises(UserError, match=r"speeds\.json is damaged; delete it"):
-        Speeds(tmp_path / "speeds.json", PLAN)
+        Speeds.begin(tmp_path / "speeds.json", PLAN)
 
 
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):

@@ -48,7 +48,7 @@ def _run(arguments: Namespace) -> int:
     if arguments.output is not None:
         make_folder(arguments.output)
     path = arguments.output / "speeds.json" if arguments.output is not None else None
-    speeds = Speeds(path, plan)
+    speeds = Speeds.begin(path, plan)
     sizes = cache(partial(count_size, plan=plan))
     for name in arguments.tables or sorted([*published, _CONVOLUTIONS]):
         if name == _CONVOLUTIONS:

@@ -114,32 +114,53 @@ def load_published() -> dict[str, PaperTable]:
 class Speeds:
     """Speeds of networks in a file, so that each is measured once, however often that is stopped.
 
-    Args:
-        path: The file; None: speeds are not kept.
-        plan: How to measure.
-
-    Raises:
-        UserError: The file's speeds were measured in another way.
+    Attributes:
+        about: How they were measured, where and with what.
     """
 
-    def __init__(self, path: Path | None, plan: Plan) -> None:
-        self._path, self._plan = path, plan
+    def __init__(
+        self, path: Path | None, plan: Plan | None, about: Mapping[str, Any], known: Any = None
+    ) -> None:
+        self._path, self._plan, self.about, self._known = path, plan, about, known or {}
+
+    @classmethod
+    def open(cls, path: Path) -> "Speeds":
+        """Return the speeds of a file, to be read.
+
+        Raises:
+            UserError: There is none, or it is damaged.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(path, None, content["about"], content["speeds"])
+        except OSError as error:
+            raise UserError(
+                f"there is no {path}; xnext tables --measure --output FOLDER writes it"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged; delete it, or choose another folder") from error
+
+    @classmethod
+    def begin(cls, path: Path | None, plan: Plan) -> "Speeds":
+        """Return what a file holds, or nothing yet, to be added to.
+
+        Args:
+            path: The file; None: speeds are not kept.
+            plan: How to measure.
+
+        Raises:
+            UserError: The file is damaged, or its speeds were measured in another way.
+        """
         about = describe(plan)
-        self.about = {name: about[name] for name in about if name != "task"} | {"dtype": plan.dtype}
-        self._known: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path} is damaged; delete it, or choose another --output") from error
-            if content["about"] != self.about:
-                different = [
-                    name for name, value in self.about.items() if content["about"].get(name) != value
-                ]
-                raise UserError(
-                    f"{path} was measured with another {', '.join(different)}; choose another --output"
-                )
-            self._known = content["speeds"]
+        about = {name: value for name, value in about.items() if name != "task"} | {"dtype": plan.dtype}
+        if path is None or not path.exists():
+            return cls(path, plan, about)
+        found = cls.open(path)
+        if different := [name for name, value in about.items() if found.about.get(name) != value]:
+            raise UserError(
+                f"{path} was measured with another {', '.join(different)}; choose another --output"
+            )
+        return cls(path, plan, about, found._known)
 
     def __getitem__(self, key: tuple[Entry, str]) -> dict[str, Any] | None:
         """Return what is known of a network and a task: the mean, the fastest way, and so on."""
@@ -155,6 +176,7 @@ class Speeds:
         """
         if entry.network is None or self[entry, task] is not None:
             return
+        assert self._plan is not None, "opened to be read"
         plan = replace(self._plan, training=task == "train", image_size=entry.image_size)
         rows = benchmark(entry.network, plan, watch=watch, model_args=entry.args, twin=False)
         eager = max((row for row in rows if row.way == "eager"), key=attrgetter("mean"))
