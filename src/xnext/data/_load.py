@@ -149,11 +149,11 @@ def _load_folder(spec: str, seed: int) -> ImageData:
     if not flat or ("train" in parts and len(parts) > 1):
         if "train" not in parts or len(parts) == 1:
             raise UserError(f"{root}: has {parts[0]}/ alone; put train/ and val/, validation/ or test/ there")
-        classes, train = _scan(root / "train")
-        val_classes, val = _scan(root / parts[1])
+        classes, train = scan_classes(root / "train")
+        val_classes, val = scan_classes(root / parts[1])
         check_same_classes(spec, classes, val_classes)
         return ImageData(spec, classes, train, val)
-    classes, source = _scan(root)
+    classes, source = scan_classes(root)
     return hold_out(spec, classes, source, seed)
 
 
@@ -161,7 +161,7 @@ def _class_folders(root: Path) -> list[Path]:
     return [entry for entry in visible(root) if entry.is_dir()]
 
 
-def _scan(root: Path) -> tuple[tuple[str, ...], FileSource]:
+def scan_classes(root: Path) -> tuple[tuple[str, ...], FileSource]:
     """List the images of each class folder of ``root``."""
     folders = _class_folders(root)
     if not folders:

@@ -145,12 +145,21 @@ class _LimitAspect:
         )
 
 
-def build_eval_transform(pre: Preprocessing) -> Transform:
+def build_eval_transform(
+    pre: Preprocessing, change: Callable[[Image.Image], Image.Image] | None = None
+) -> Transform:
     """Return the transform of evaluation and prediction: resize the short side, crop the centre, normalise.
 
     It takes an RGB image and returns float32 ``[in_chans, image_size, image_size]``, always the same.
+
+    Args:
+        pre: Size, normalisation and resampling.
+        change: What is done to the picture once it has the network's size, before it becomes numbers.
     """
-    return transforms.Compose(_evaluation_steps(pre))
+    steps = _evaluation_steps(pre)
+    if change is not None:
+        steps.insert(_tensor_place(steps), change)
+    return transforms.Compose(steps)
 
 
 def _evaluation_steps(pre: Preprocessing) -> list[Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import ImageNetInfo
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from xnext.data import BadImageError, Preprocessing, build_eval_transform, decode_image
 from xnext.errors import UserError, shorten, suggest
-from xnext.models import create_model, get_config, load_checkpoint, read_metadata
-from xnext.models._checkpoints import read_weights
+from xnext.models import create_model, list_models, load_checkpoint, read_metadata
+from xnext.models._checkpoints import load_unchanged, read_tensors, read_weights
 from xnext.models._registry import create_variant
 from xnext.training.run import Run
 
@@ -79,25 +80,28 @@ class Prediction:
     error: str | None = None
 
 
-def load_classifier(checkpoint: Path, model: str | None = None) -> Classifier:
+def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classifier:
     """Load a trained network onto the accelerator if there is one, else the CPU.
 
     Args:
-        checkpoint: A run folder (its best weights are taken), a checkpoint of ours, or published weights.
-        model: Name of the network that published weights belong to.
+        checkpoint: A run folder (its best weights are taken), a checkpoint of ours, or published weights;
+            None: those of the hub.
+        model: Name of the network that published weights belong to, this project's or timm's.
 
     Raises:
         UserError: Nothing usable is there, or it belongs to another network.
     """
     path, training, multilabel = checkpoint, {}, False
-    if checkpoint.is_dir():
+    if checkpoint is None:
+        pass
+    elif checkpoint.is_dir():
         path = Run.open(checkpoint).best
         if not path.exists():
             raise UserError(f"{checkpoint} holds no weights, since no epoch was finished; train again")
     elif not checkpoint.exists():
         raise UserError(f"there is no run and no weight file {checkpoint}")
-    metadata = read_metadata(path)
-    if metadata is not None:
+    metadata = None if path is None else read_metadata(path)
+    if path is not None and metadata is not None:
         name = metadata["model_name"]
         if model not in (None, name):
             raise UserError(f"{path} holds the network {name}, not {model}; leave --model out")
@@ -189,13 +193,22 @@ def most_probable(
     ]
 
 
-def _load_published(path: Path, name: str) -> tuple[nn.Module, tuple[str, ...]]:
-    """Load a file that says nothing about itself; return the network and names for its classes."""
-    get_config(name)  # the layouts below are those of this project's networks: refuse any other
-    head = read_weights(path)[1].get("head.fc.weight")
-    network = create_model(name) if head is None else create_model(name, num_classes=len(head))
-    load_checkpoint(network, path)
-    imagenet, count = ImageNetInfo(), len(network.get_parameter("head.fc.weight"))
+def _load_published(path: Path | None, name: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """Load weights that say nothing about themselves; return the network and names for its classes."""
+    if path is None:
+        network: Any = create_model(name, pretrained=True)
+    elif name in list_models():
+        head = read_weights(path)[1].get("head.fc.weight")
+        network = create_model(name) if head is None else create_model(name, num_classes=len(head))
+        load_checkpoint(network, path)
+    else:
+        network = create_model(name)
+        state = read_tensors(path)
+        head = state.get(f"{network.pretrained_cfg.get('classifier')}.weight")
+        if head is not None and len(head) != network.num_classes:
+            network = create_model(name, num_classes=len(head))
+        load_unchanged(network, state, str(path))
+    imagenet, count = ImageNetInfo(), network.num_classes
     if count == imagenet.num_classes():
         return network, tuple(imagenet.index_to_description(index).split(",")[0] for index in range(count))
     return network, tuple(map(str, range(count)))

@@ -187,16 +187,42 @@ def read_weights(path: Path) -> tuple[str, dict[str, Tensor]]:
     Raises:
         CheckpointError: The file is missing, damaged, of another kind, or needs more than tensors.
     """
+    return _to_our_layout(_read(path), str(path))
+
+
+def load_unchanged(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load weights that have the names of ``model`` already, as those of timm's own networks do.
+
+    Args:
+        model: Any network.
+        state: Its tensors, as ``read_tensors`` returns them.
+        source: Where they come from.
+
+    Raises:
+        CheckpointError: They do not fit; all misfits are listed.
+    """
+    _check_fit(state, model.state_dict(), source, ignored=())
+    model.load_state_dict(state)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file by its own names.
+
+    Raises:
+        CheckpointError: As ``read_weights``.
+    """
+    return _unwrap(_read(path), str(path))
+
+
+def _read(path: Path) -> Any:
+    """Return what a weight file holds; nothing but tensors is unpickled."""
     check_readable(path)
     try:
         if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # torch's remark on pickle protocols that it reads all the same
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remark on pickle protocols that it reads all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if needs := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
@@ -211,7 +237,6 @@ def read_weights(path: Path) -> tuple[str, dict[str, Tensor]]:
         raise CheckpointError(
             f"{path} is damaged or no weight file ({type(error).__name__}: {_first_line(error)})"
         ) from error
-    return _to_our_layout(content, str(path))
 
 
 def check_readable(path: Path) -> None:
@@ -283,6 +308,10 @@ def _check_fit(
 ) -> None:
     """Raise a ``CheckpointError`` that lists every key that is missing, unexpected or of the wrong kind."""
     shared = [key for key in own if key in state]
+    if not shared:
+        raise CheckpointError(
+            f"{source} does not fit the network: it is of another one, with no name in common"
+        )
     floats = [key for key in shared if own[key].is_floating_point()]
     problems = {
         "missing": [key for key in own if key not in state and key not in ignored],

@@ -184,12 +184,18 @@ def create_model(model_name: str, **kwargs: Any) -> nn.Module:
             raise ConfigError(
                 f"{key} of {name} cannot be None; leave it out for {getattr(_CONFIGS[name], key)!r}"
             )
+    of_hub = bool(kwargs.get("pretrained")) and name not in _CONFIGS  # ours see to that themselves
+    if of_hub:
+        _check_published(model_name, kwargs)
     try:
-        return timm.create_model(model_name, **kwargs)
-    except RuntimeError as error:
-        if "Invalid pretrained tag" not in str(error):
+        with hub_access() if of_hub else nullcontext():
+            return timm.create_model(model_name, **kwargs)
+    except _DOWNLOAD_ERRORS as error:
+        if "Invalid pretrained tag" in str(error):
+            raise UserError(f"{name} has no weights tagged {model_name.partition('.')[2]!r}") from error
+        if not of_hub:
             raise
-        raise UserError(f"{name} has no weights tagged {model_name.partition('.')[2]!r}") from error
+        raise _download_error(model_name, kwargs, error) from error
 
 
 def _require_model(model_name: str) -> str:

@@ -1,0 +1,207 @@
+"""ImageNet's sets: their layouts, labels and protocols, and timm's own way of measuring beside ours."""
+
+import csv
+import json
+import pkgutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import ImageNetInfo, RealLabelsImagenet, create_dataset, create_loader, resolve_data_config
+
+from xnext import cli
+from xnext.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from xnext.errors import UserError
+from xnext.evaluation.sets import load_set
+
+WNIDS = ImageNetInfo().label_names()
+MODEL = "mobilenetv3_small_050"
+
+
+def photographs(count: int, seed: int = 0):
+    """Yield parts of two photographs, of odd sizes and sides."""
+    rng, photos = np.random.default_rng(seed), load_sample_images().images
+    for number in range(count):
+        photo = photos[number % 2]
+        height, width = rng.integers(150, 400), rng.integers(150, 600)
+        top, left = rng.integers(0, 427 - height + 1), rng.integers(0, 640 - width + 1)
+        yield Image.fromarray(photo[top : top + height, left : left + width])
+
+
+def make_set(root, classes, images: int = 2):
+    """Write a set in ImageNet's layout, its files called as those of the validation set."""
+    pictures = photographs(len(classes) * images)
+    for place, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for number in range(images):
+            file = f"ILSVRC2012_val_{place * images + number + 1:08d}.JPEG"
+            next(pictures).save(root / name / file, "JPEG", quality=90)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Return a file of a timm network's weights, which say something about every class."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(timm.create_model(MODEL).state_dict(), path)
+    return path
+
+
+def evaluate(weights, *words, capsys) -> dict:
+    assert cli.main(["evaluate", "--model", MODEL, "--checkpoint", str(weights), "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def as_timm_does(root, weights) -> tuple[float, float, float]:
+    """Return top-1, top-5 and loss in the way of timm's validate.py."""
+    model = timm.create_model(MODEL, checkpoint_path=str(weights)).eval()
+    config = resolve_data_config({}, model=model)
+    (root.parent / "classes.txt").write_text("\n".join(WNIDS))
+    dataset = create_dataset("", str(root), class_map=str(root.parent / "classes.txt"))
+    loader = create_loader(
+        dataset, input_size=config["input_size"], batch_size=7, use_prefetcher=False,
+        interpolation=config["interpolation"], mean=config["mean"], std=config["std"],
+        num_workers=0, crop_pct=config["crop_pct"], crop_mode=config["crop_mode"],
+    )  # fmt: skip
+    with torch.inference_mode():
+        outputs, targets = zip(*((model(images), labels) for images, labels in loader), strict=True)
+    logits, labels = torch.cat(outputs), torch.cat(targets)
+    top1, top5 = timm.utils.accuracy(logits, labels, topk=(1, 5))
+    return top1.item(), top5.item(), torch.nn.functional.cross_entropy(logits, labels).item()
+
+
+def test_as_timm_measures_it(tmp_path, weights, capsys):
+    root = make_set(tmp_path / "val", WNIDS[100:112])
+    # Call a class as the network does, so that some answers are right.
+    probe = evaluate(weights, "--data", str(tmp_path), "--set", "imagenet", capsys=capsys)
+    true, said, _ = probe["most_confused"][0]
+    names = [name.split(",")[0] for name in ImageNetInfo().label_descriptions()]
+    (root / WNIDS[names.index(true)]).rename(root / WNIDS[names.index(said)])
+    found = evaluate(weights, "--data", str(tmp_path), "--set", "imagenet", capsys=capsys)
+    top1, top5, loss = as_timm_does(root, weights)
+    assert (found["top1"], found["top5"]) == (pytest.approx(top1, abs=1e-5), pytest.approx(top5, abs=1e-5))
+    assert found["loss"] == pytest.approx(loss, rel=1e-6) and found["images"] == 24
+    assert found["top1"] > 0
+
+
+def test_real_labels_are_timms(tmp_path, weights, capsys):
+    make_set(tmp_path / "val", WNIDS[:6], images=3)
+    test = load_set("real", str(tmp_path))
+    labels = RealLabelsImagenet([None] * 50000).real_labels
+    names = [test.source.name(index).rpartition("/")[2] for index in range(len(test.source))]
+    assert [sorted(labels[name]) for name in names] == [np.flatnonzero(row).tolist() for row in test.right]
+    kept = [f"ILSVRC2012_val_{i + 1:08d}.JPEG" for i in range(18)]
+    assert names == [name for name in kept if labels[name]] and len(names) < 18
+    assert evaluate(weights, "--data", str(tmp_path), "--set", "real", capsys=capsys)["images"] == len(names)
+
+
+@pytest.mark.parametrize(("name", "subset"), [("a", "imagenet-a"), ("r", "imagenet-r")])
+def test_of_two_hundred_classes_both_protocols_are_told(tmp_path, weights, capsys, name, subset):
+    file = f"_info/{subset.replace('-', '_')}_synsets.txt"
+    classes = pkgutil.get_data("timm.data", file).decode().split()
+    assert len(classes) == 200
+    make_set(tmp_path / "set", classes[::40])
+    test = load_set(name, str(tmp_path / "set"))
+    assert [WNIDS[place] for place in test.columns] == sorted(classes, key=WNIDS.index)
+    found = evaluate(weights, "--data", str(tmp_path / "set"), "--set", name, capsys=capsys)
+    assert found["among"] == 200 and found["loss"] < found["among_all"]["loss"]["value"]
+    strange = next(wnid for wnid in WNIDS if wnid not in classes)
+    make_set(tmp_path / "other", [strange])
+    with pytest.raises(UserError, match=f"'{strange}': no class of {subset}"):
+        load_set(name, str(tmp_path / "other"))
+    words = ["evaluate", "--model", MODEL, "--checkpoint", str(weights), "--set", name]
+    assert cli.main([*words, "--data", str(tmp_path / "set")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(" 200 " in line for line in lines) and any(" 1000 " in line for line in lines)
+
+
+def test_numbered_folders_of_imagenet_v2(tmp_path):
+    make_set(tmp_path, ["0", "2", "10", "999"])
+    test = load_set("v2", str(tmp_path))
+    found = {test.source.name(i).split("/")[-2]: int(test.right[i].argmax()) for i in range(8)}
+    assert found == {"0": 0, "2": 2, "10": 10, "999": 999}, "by number, not by the order of the names"
+    make_set(tmp_path / "more", ["1000"])
+    with pytest.raises(UserError, match="class 1000 is none of ImageNet's"):
+        load_set("v2", str(tmp_path / "more"))
+
+
+def test_what_is_written(tmp_path, weights, capsys):
+    make_set(tmp_path / "val", WNIDS[::100])
+    out = tmp_path / "report"
+    words = ["--data", str(tmp_path), "--set", "sketch", "--tta", "--output", str(out)]
+    found = evaluate(weights, *words, capsys=capsys)
+    assert json.loads((out / "report.json").read_text()) == found
+    rows = list(csv.DictReader((out / "classes.csv").open()))
+    assert [row["class"] for row in rows] == [
+        ImageNetInfo().index_to_description(i).split(",")[0] for i in range(0, 1000, 100)
+    ]
+    assert sum(int(row["images"]) for row in rows) == 20
+    wrong = sum(int(row["images"]) for row in csv.DictReader((out / "confusions.csv").open()))
+    assert wrong == round(20 * (1 - found["top1"] / 100))
+    assert Image.open(out / "reliability.png").width > 400
+    low, high = found["intervals"]["top1"]
+    assert low <= found["top1"] <= high
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_corruptions_are_worse_by_severity_and_always_alike(name, mode):
+    picture = next(photographs(1)).resize((96, 64)).convert(mode)
+    pixels = np.asarray(picture, dtype=float)
+    worse = [corrupt(picture, name, severity) for severity in SEVERITIES]
+    distances = [np.abs(np.asarray(other, dtype=float) - pixels).mean() for other in worse]
+    assert all(other.size == picture.size and other.mode == mode for other in worse)
+    assert distances[0] > 0
+    if name not in ("fog", "motion_blur"):  # of which each severity draws another picture
+        assert distances == sorted(distances)
+    assert np.array_equal(corrupt(picture, name, 3), worse[2])
+    corrupt(Image.new(mode, (1, 1)), name, 5)
+
+
+def test_corrupted_images_of_a_run(tmp_path, capsys):
+    words = [
+        "--model",
+        "inceptionnext_debug",
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--warmup",
+        "0",
+        "--output",
+    ]
+    assert cli.main(["train", *words, str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--json", "--set", "corrupted"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == plain["top1"]
+    values = [value for row in found["corrupted"].values() for value in row]
+    assert len(values) == len(CORRUPTIONS) * 5 and found["corrupted_top1"] == pytest.approx(np.mean(values))
+    assert found["corrupted_top1"] < found["top1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--set", "b", "--data", "x"], "--set 'b' is unknown"),
+        (["--set", "a"], "--set a needs --data FOLDER"),
+        (["--set", "imagenet", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes(weights, capsys, words, told):
+    assert cli.main(["evaluate", "--model", MODEL, "--checkpoint", str(weights), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("xnext: error: ") and told in line
+
+
+def test_files_that_do_not_say_their_number(tmp_path):
+    (tmp_path / WNIDS[0]).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / WNIDS[0] / "cat.png")
+    with pytest.raises(UserError, match=r"cat\.png is not called as an image of ImageNet's validation set"):
+        load_set("real", str(tmp_path))
