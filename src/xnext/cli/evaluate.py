@@ -1,12 +1,7 @@
 """`xnext evaluate`: how good a trained network is."""
 
-import csv
-import io
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +9,18 @@ import numpy as np
 import timm
 from jsonargparse import Namespace
 
-from xnext._figures import write_figure
-from xnext._files import make_folder, write_atomic
+from xnext._files import write_atomic
 from xnext._parser import Parser
 from xnext.cli._common import DATA_HELP, MODEL_HELP, Verb, at_least, new_table, print_table, watched
-from xnext.data import (
-    ImageData,
-    ImageDataset,
-    build_eval_transform,
-    build_loader,
-    check_same_classes,
-    load_data,
-)
-from xnext.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from xnext.data import ImageData, check_same_classes, load_data
+from xnext.data.corruptions import SEVERITIES
 from xnext.errors import UserError, suggest
-from xnext.evaluation.accuracy import METRICS, evaluate
-from xnext.evaluation.answers import (
-    Answers,
-    collect,
-    count_classes,
-    count_confusions,
-    draw_reliability,
-    summarise,
-)
+from xnext.evaluation.accuracy import METRICS
 from xnext.evaluation.predict import Classifier, load_classifier
-from xnext.evaluation.sets import CLASSES, SETS, TestSet, load_set
+from xnext.evaluation.report import Pass, measure_corrupted, measure_data, measure_set, measure_several
+from xnext.evaluation.sets import CLASSES, SETS
 
 _CORRUPTED = "corrupted"
-_MOST_CONFUSED = 5
 _LABELS = METRICS | {"calibration_error": "calibration error"}
 
 
@@ -92,13 +71,24 @@ def _evaluate(arguments: Namespace) -> int:
     if arguments.set in SETS and arguments.data is None:
         raise UserError(f"--set {arguments.set} needs --data FOLDER, where its images are")
     classifier, source = _load(arguments)
+    how = Pass(
+        classifier=classifier, batch_size=arguments.batch_size, workers=arguments.workers,
+        mirrored=arguments.tta, watch=watched,
+    )  # fmt: skip
     report: dict[str, Any] = {"model": classifier.name}
     if arguments.set in SETS:
-        report |= _measure_set(arguments, classifier)
+        report |= measure_set(how, arguments.set, arguments.data, arguments.output)
     else:
         data = _evaluation_data(arguments.data, classifier, source)
         _require_same_classes(classifier, data, source)
-        report |= {"data": data.name} | _measure_data(arguments, classifier, data)
+        report |= {"data": data.name}
+        if not data.multilabel:
+            report |= measure_data(how, data, arguments.output)
+            report |= measure_corrupted(how, data) if arguments.set else {}
+        elif arguments.set or arguments.tta or arguments.output:
+            raise UserError("--set, --tta and --output are for one class an image; leave them out")
+        else:
+            report |= measure_several(how, data)
     report["seconds"] = round(time.perf_counter() - started, 3)
     if arguments.output is not None:
         write_atomic(arguments.output / "report.json", (json.dumps(report, indent=2) + "\n").encode())
@@ -120,120 +110,6 @@ def _load(arguments: Namespace) -> tuple[Classifier, str]:
         return load_classifier(None, name), name
     checkpoint = arguments.run or arguments.checkpoint
     return load_classifier(checkpoint, arguments.model), str(checkpoint)
-
-
-def _measure_data(arguments: Namespace, classifier: Classifier, data: ImageData) -> dict[str, Any]:
-    """Measure the network on the held-out images of a set with its own classes."""
-    if data.multilabel:
-        if arguments.set or arguments.tta or arguments.output:
-            raise UserError("--set, --tta and --output are for one class an image; leave them out")
-        dataset = ImageDataset(data.val, build_eval_transform(classifier.preprocessing), training=False)
-        result = evaluate(
-            classifier.model, watched(_loader(arguments, dataset), "evaluating"),
-            num_classes=len(data.classes), device=classifier.device, multilabel=True,
-        )  # fmt: skip
-        if not np.isfinite(result.metrics["loss"]):
-            raise UserError("the outputs of the network are not finite; train again, or take other weights")
-        bad = [data.val.name(index) for index in result.bad_images]
-        return {**result.metrics, "images": result.images, "bad_images": bad}
-    right = np.zeros((len(data.val), len(data.classes)), dtype=bool)
-    right[np.arange(len(right)), data.val.labels] = True
-    test = TestSet(data.val, right)
-    answers = _ask(arguments, classifier, test, "evaluating")
-    report = _describe(arguments, classifier, test, answers)
-    if arguments.set == _CORRUPTED:
-        report |= _measure_corrupted(arguments, classifier, test)
-    return report
-
-
-def _measure_set(arguments: Namespace, classifier: Classifier) -> dict[str, Any]:
-    """Measure the network on one of the sets of ImageNet."""
-    if len(classifier.classes) != CLASSES:
-        raise UserError(
-            f"--set {arguments.set} is for networks with ImageNet's {CLASSES} classes; this one has"
-            f" {len(classifier.classes)}"
-        )
-    test = load_set(arguments.set, arguments.data)
-    report: dict[str, Any] = {"data": arguments.data, "set": arguments.set}
-    if test.columns is None:
-        return report | _describe(
-            arguments, classifier, test, _ask(arguments, classifier, test, arguments.set)
-        )
-    everything = TestSet(test.source, test.right)
-    free = summarise(_ask(arguments, classifier, everything, f"{arguments.set}, all classes"))
-    answers = _ask(arguments, classifier, test, f"{arguments.set}, its own classes")
-    return report | _describe(arguments, classifier, test, answers) | {
-        "among": len(test.columns),
-        "among_all": {name: asdict(estimate) for name, estimate in free.items()},
-    }  # fmt: skip
-
-
-def _measure_corrupted(arguments: Namespace, classifier: Classifier, test: TestSet) -> dict[str, Any]:
-    """Measure the network on images that were made worse, each in every way and severity."""
-    found: dict[str, list[float]] = {}
-    for name in CORRUPTIONS:
-        for severity in SEVERITIES:
-            change = partial(corrupt, name=name, severity=severity)
-            answers = _ask(arguments, classifier, test, f"{name}, severity {severity}", change)
-            found.setdefault(name, []).append(100 * float(answers.hits[:, 0].mean()))
-    mean = float(np.mean([value for values in found.values() for value in values]))
-    return {"set": _CORRUPTED, "corrupted_top1": mean, "corrupted": found}
-
-
-def _ask(
-    arguments: Namespace,
-    classifier: Classifier,
-    test: TestSet,
-    title: str,
-    change: Callable[..., Any] | None = None,
-) -> Answers:
-    """Ask the network about all images of a set."""
-    transform = build_eval_transform(classifier.preprocessing, change)
-    dataset = ImageDataset(test.source, transform, training=False)
-    right = test.right if test.columns is None else test.right[:, test.columns]
-    return collect(
-        classifier.model, watched(_loader(arguments, dataset), title), right, classifier.device,
-        columns=test.columns, mirrored=arguments.tta,
-    )  # fmt: skip
-
-
-def _loader(arguments: Namespace, dataset: ImageDataset) -> Any:
-    return build_loader(dataset, batch_size=arguments.batch_size, workers=arguments.workers)
-
-
-def _describe(
-    arguments: Namespace, classifier: Classifier, test: TestSet, answers: Answers
-) -> dict[str, Any]:
-    """Return what follows from a network's answers; write what is wanted of it."""
-    places = range(len(classifier.classes)) if test.columns is None else test.columns.tolist()
-    names = [classifier.classes[place] for place in places]
-    estimates = summarise(answers)
-    confusions = [(names[true], names[said], count) for true, said, count in count_confusions(answers)]
-    if arguments.output is not None:
-        make_folder(arguments.output)
-        rows = [
-            (names[index], images, recognised, answered, f"{100 * recognised / images:.2f}")
-            for index, images, recognised, answered in count_classes(answers)
-        ]
-        _write_csv(arguments.output / "classes.csv", "class,images,recognised,answered,recall", rows)
-        _write_csv(arguments.output / "confusions.csv", "true,answered,images", confusions)
-        figure = draw_reliability(answers, f"{classifier.name}: {len(answers.loss)} images")
-        write_figure(arguments.output / "reliability.png", figure)
-    return {
-        **{name: estimate.value for name, estimate in estimates.items()},
-        "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
-        "most_confused": confusions[:_MOST_CONFUSED],
-        "images": len(answers.loss),
-        "bad_images": [test.source.name(index) for index in answers.bad_images],
-    }
-
-
-def _write_csv(path: Path, header: str, rows: list[tuple[Any, ...]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header.split(","))
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode("utf-8", "replace"))
 
 
 def _evaluation_data(spec: str | None, classifier: Classifier, source: str) -> ImageData:
