@@ -1,11 +1,11 @@
 """Replay SMAC, evolution and random search on the table of ``search_table``, side by side.
 
-    python -m benchmarks.search [--seeds 20] [--workers 2] [--output benchmarks/results] [--picture FILE.png]
+    python -m benchmarks.search [--seeds 40] [--workers 2] [--output benchmarks/results] [--picture FILE.png]
 
 Time is the training time that the table tells; a network that goes on from a shorter trial pays the
 difference. The value of a network is its accuracy after all epochs, so that a trial of fewer finds nothing by
 itself. Printed and written: the training time until one of the best 1 % of the table is found, and the
-regret, in points of accuracy to the best of the table, when the time is over.
+regret, in points of accuracy to the best of the table, on the way and when the time is over.
 """
 
 import argparse
@@ -34,6 +34,9 @@ from xnext.search.space import Space
 
 TRAININGS = 100
 """How long a search may take, in mean trainings for all epochs."""
+
+MARKS = (25, 50, 100)
+"""After how many of them regrets are told."""
 
 SHORTEST = 3
 """Epochs of SMAC's shortest trials: the order of networks after one tells nothing of that after nine."""
@@ -105,6 +108,10 @@ def summarise(replays: list[Replay], most: float) -> dict[str, Any]:
         "seeds_that_found": sum(one.found is not None for one in replays),
         "median_regret": statistics.median(one.regret for one in replays),
         "mean_regret": statistics.mean(one.regret for one in replays),
+        "median_regret_after": {
+            str(mark): statistics.median(_at(one.course, mark / TRAININGS * most) for one in replays)
+            for mark in MARKS
+        },
         "median_trials": statistics.median(one.trials for one in replays),
         "median_overhead_seconds": statistics.median(one.overhead for one in replays),
     }
@@ -140,7 +147,7 @@ def main() -> None:
     """Replay all and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--trainings", type=float, default=TRAININGS, help="time, in mean full trainings")
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=list(OPTIMIZERS))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="replays at a time")
@@ -157,22 +164,18 @@ def main() -> None:
     summary = {name: summarise(ones, most) for name, ones in replays.items()}
     table = Table(title=f"{arguments.seeds} seeds, {most:.0f} seconds of training each, {len(rows)} networks")
     table.add_column("optimizer")
-    for column in (
-        "seconds to the best 1 %",
-        "seeds that found it",
-        "median regret",
-        "trials",
-        "own seconds",
-    ):
+    regrets = [f"regret after {mark}" for mark in MARKS]
+    for column in ("seconds to the best 1 %", "seeds that found it", *regrets, "trials", "own seconds"):
         table.add_column(column, justify="right")
     for name, values in summary.items():
         to_best = values["median_seconds_to_best"]
         table.add_row(
             name, "not found" if to_best is None else f"{to_best:.0f}", str(values["seeds_that_found"]),
-            f"{values['median_regret']:.2f}", f"{values['median_trials']:.0f}",
+            *(f"{regret:.2f}" for regret in values["median_regret_after"].values()),
+            f"{values['median_trials']:.0f}",
             f"{values['median_overhead_seconds']:.1f}",
         )  # fmt: skip
-    Console().print(table)
+    Console(width=max(110, Console().width)).print(table)
     if arguments.picture:
         draw(replays, most, arguments.picture)
     if arguments.output:

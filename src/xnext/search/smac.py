@@ -32,6 +32,7 @@ except ImportError as error:
 _ENDLESS = 10**6  # trials, of which the search knows when there were enough: it may be told to go on
 _ETA = 3
 _CHALLENGERS = 1000  # points of which the most promising is asked
+_MOST_KNOWN = 3000  # of the most promising that may be known already, before a point is drawn
 
 
 class Smac(Optimizer):
@@ -90,8 +91,11 @@ def _facade(task: Task, folder: Path) -> Any:
     parts = {
         "model": model,
         # Trials take seconds and a forest a tenth of one: it learns from each, of the longest of which there
-        # are enough, and not from the first that was trained to the end.
-        "config_selector": ConfigSelector(scenario, retrain_after=1, min_trials=len(task.space.choices)),
+        # are enough, and not from the first that was trained to the end. Once a search is where the good
+        # networks are, it knows most of those that look best; the next new one is wanted then, not chance.
+        "config_selector": _Selector(
+            scenario, retrain_after=1, min_trials=len(task.space.choices), max_new_config_tries=_MOST_KNOWN
+        ),
         "initial_design": kind.get_initial_design(scenario, n_configs=len(task.space.choices)),
         "acquisition_maximizer": maximizer,
     }
@@ -101,6 +105,37 @@ def _facade(task: Task, folder: Path) -> Any:
         # Of several objectives, SMAC cannot compare a front whose trials are of other lengths.
         parts["intensifier"] = kind.get_intensifier(scenario, eta=_ETA, incumbent_selection="highest_budget")
     return kind(scenario, _never, overwrite=True, logging_level=False, **parts)
+
+
+class _Selector(ConfigSelector):
+    """SMAC's selection of what to try, which may come back to a network that a short trial spoke against.
+
+    Hyperband drops two of three networks after their shortest trial, for good; but that trial is noisy, and
+    the forest, which learns from the longest ones, may know better by now. What is known of such a network
+    is not asked again, and its training goes on from there.
+    """
+
+    _entries = 0
+
+    def _collect_data(self) -> Any:
+        runs = self._runhistory
+        assert runs is not None, "SMAC sets it first"
+        if (entries := len(runs)) != self._entries:  # within a bracket none is taken twice
+            self._entries = entries
+            budgets: dict[int, set[Any]] = {}
+            for key in runs:
+                budgets.setdefault(key.config_id, set()).add(key.budget)
+
+            def is_open(config: Any) -> bool:
+                known = budgets.get(runs.config_ids.get(config, -1), set())
+                return (
+                    bool(known)
+                    and self._scenario.max_budget not in known
+                    and not runs.get_running_trials(config)
+                )
+
+            self._processed_configs = [config for config in self._processed_configs if not is_open(config)]
+        return super()._collect_data()
 
 
 class _OrderedLocalSearch(LocalSearch):

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from multiprocessing import forkserver
@@ -48,6 +49,7 @@ _LOOK = 0.1  # seconds between two looks at a process
 _MOST_SPREAD = 0.05  # of the latency: half of what lies between its deciles, to its median
 _MOST_ROUNDS = 10
 _CALLS = 20  # of the network in a round
+_STARTING = threading.Lock()
 
 # What all trials share; the rest is the search's.
 TRAINING: Mapping[str, Any] = {
@@ -140,8 +142,25 @@ def warm_up() -> Any:
     """Start what trials are forked from, which takes seconds; return it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["xnext.search._preload"])
-    forkserver.ensure_running()
+    with _no_script():
+        forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _no_script() -> Iterator[None]:
+    """Let a process that is started not run the user's script again, of which a trial needs nothing.
+
+    `multiprocessing` would do so in each of them: it takes time, and one without a main guard would search
+    in its trials.
+    """
+    with _STARTING:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
 
 
 def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome:
@@ -160,7 +179,8 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
     context = warm_up()
     process = context.Process(target=_run, args=(trial,), name=f"trial {trial.number}")
     started = time.monotonic()
-    process.start()
+    with _no_script():
+        process.start()
     try:
         end = _watch(process, trial, started, cancelled)
     finally:
