@@ -19,7 +19,7 @@ PUBLISHED = load_published()
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(POINTS, st.booleans())
 def test_the_front_is_what_nothing_beats(points, less):
     entries = tuple(

@@ -41,7 +41,7 @@ def cluster(tmp_path):
 @pytest.mark.timeout(300)
 def test_two_workers_of_which_one_dies(config, tmp_path, cluster):
     search = Search.create(
-        tmp_path / "search", config(scheduler=cluster.scheduler.address, workers=2, trials=4, max_epochs=3)
+        tmp_path / "search", config(scheduler=cluster.scheduler.address, workers=2, trials=3)
     )
     (victim, _) = cluster.run(os.getpid).values()
 
@@ -55,13 +55,13 @@ def test_two_workers_of_which_one_dies(config, tmp_path, cluster):
     search.run()
     killer.join()
     assert victim not in cluster.run(os.getpid).values()
-    assert [record.status for record in search.history.records] == ["success"] * 4
-    alone = Search.create(tmp_path / "alone", config(trials=4, max_epochs=3))
+    assert [record.status for record in search.history.records] == ["success"] * 3
+    alone = Search.create(tmp_path / "alone", config(trials=3))
     alone.run()
     values = [[record.values for record in one.history.records] for one in (search, alone)]
     assert values[0] == values[1], "where it was computed does not matter"
     told = [entry["tell"] for entry in Search.open(search.path)._journal.entries if "tell" in entry]
-    assert sorted(told) == list(range(4)), "each once"
+    assert sorted(told) == list(range(3)), "each once"
 
 
 def test_no_scheduler(config, tmp_path, monkeypatch):

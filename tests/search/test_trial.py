@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -68,6 +70,15 @@ def test_each_end_has_its_own_word(trial, changes, status, reason):
     outcome = supervise(trial(**changes))
     assert outcome.status == status and re.search(reason, outcome.reason), outcome
     assert "\n" not in outcome.reason
+
+
+def test_the_users_script_is_not_run_again(trial, tmp_path, monkeypatch):
+    script = types.ModuleType("__main__")
+    script.__file__ = str(tmp_path / "script.py")
+    (tmp_path / "script.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    assert supervise(trial()).status == "success"
+    assert sys.modules["__main__"] is script and not (tmp_path / "ran").exists()
 
 
 def test_a_process_that_somebody_kills_is_lost(trial):

@@ -25,6 +25,7 @@ try:
     from smac import HyperparameterOptimizationFacade, MultiFidelityFacade, Scenario
     from smac.acquisition.maximizer import LocalSearch
     from smac.main.config_selector import ConfigSelector
+    from smac.main.exceptions import ConfigurationSpaceExhaustedException
     from smac.runhistory import StatusType, TrialInfo, TrialValue
 except ImportError as error:
     raise UserError("the optimizer smac needs SMAC3: pip install 'xnext[search]'; or use random") from error
@@ -47,17 +48,30 @@ class Smac(Optimizer):
             self._facade = _facade(task, Path(self._folder.name))
 
     def ask(self) -> Query | None:
-        """Return SMAC's next trial."""
-        with _quiet():
-            info = self._facade.ask()
+        """Return SMAC's next trial; once it finds nothing new, what has not been trained to the end."""
+        try:
+            with _quiet():
+                info = self._facade.ask()
+        except (ConfigurationSpaceExhaustedException, StopIteration):
+            return self._ask_rest()
         point = {name: str(info.config[name]) for name in self._task.space.choices if name in info.config}
         epochs = self._task.max_epochs if info.budget is None else max(1, round(info.budget))
         self._asked.setdefault(_key(point, epochs), []).append(info)
         return Query(point, epochs)
 
+    def _ask_rest(self) -> Query | None:
+        """Return the next point of a small space that was never asked with all epochs."""
+        for point in self._task.space.points():
+            if (key := _key(point, self._task.max_epochs)) not in self._asked:
+                self._asked[key] = []
+                return Query(point, self._task.max_epochs)
+        return None
+
     def tell(self, query: Query, costs: Sequence[float]) -> None:
         """Tell SMAC."""
-        info = self._asked[_key(query.point, query.epochs)].pop(0)
+        if not (asked := self._asked[_key(query.point, query.epochs)]):
+            return  # it has given up
+        info = asked.pop(0)
         cost = list(costs) if self._several else costs[0]
         with _quiet():
             self._facade.tell(info, TrialValue(cost=cost, status=StatusType.SUCCESS), save=False)
