@@ -17,7 +17,7 @@ demo: $(VENV)/.installed ## install, train on digits, evaluate, predict, explain
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev ## install what tests need, run the tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

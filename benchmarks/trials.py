@@ -144,7 +144,10 @@ def main() -> None:
     Console().print(table, f"{result['ratio']:.1f} times as many; the script starts for {start:.1f} s")
     if arguments.output:
         make_folder(arguments.output)
-        write_atomic(arguments.output / f"trials_{pictures['train']}.json", (json.dumps(result, indent=2) + "\n").encode())
+        write_atomic(
+            arguments.output / f"trials_{pictures['train']}.json",
+            (json.dumps(result, indent=2) + "\n").encode(),
+        )
 
 
 if __name__ == "__main__":

@@ -41,11 +41,11 @@ def test_all_that_is_published_can_be_read(name):
     assert all(tables.QUANTITIES[quantity].heading for quantity in table.setting)
 
 
-@pytest.mark.parametrize(("name", "most"), [("inceptionnext-1", 1.0), ("inceptionnext-8", 0.5)])
-def test_counts_are_those_of_the_paper_within_its_digits(name, most):
-    for line in compare(PUBLISHED[name], Speeds.begin(None, PLAN), lambda entry: count_size(entry, PLAN)):
-        assert abs(float(line["params (M), difference"].removesuffix(" %"))) < most
-        assert abs(float(line["MACs (G), difference"].removesuffix(" %"))) < most + 0.5
+def test_counts_are_those_of_the_paper_within_its_digits():
+    table = replace(PUBLISHED["inceptionnext-8"], entries=PUBLISHED["inceptionnext-8"].entries[:3])
+    for line in compare(table, Speeds.begin(None, PLAN), lambda entry: count_size(entry, PLAN)):
+        for heading in ("params (M), difference", "MACs (G), difference"):
+            assert abs(float(line[heading].removesuffix(" %"))) < 0.5
 
 
 def test_formulas_are_what_is_counted():

@@ -9,7 +9,7 @@ import numpy as np
 import timm
 from jsonargparse import Namespace
 
-from xnext._files import write_atomic
+from xnext._files import make_folder, write_atomic
 from xnext._parser import Parser
 from xnext.cli._common import DATA_HELP, MODEL_HELP, Verb, at_least, new_table, print_table, watched
 from xnext.data import ImageData, check_same_classes, load_data
@@ -75,6 +75,8 @@ def _evaluate(arguments: Namespace) -> int:
         classifier=classifier, batch_size=arguments.batch_size, workers=arguments.workers,
         mirrored=arguments.tta, watch=watched,
     )  # fmt: skip
+    if arguments.output is not None:
+        make_folder(arguments.output)  # what cannot be written to is told before an hour of work
     report: dict[str, Any] = {"model": classifier.name}
     if arguments.set in SETS:
         report |= measure_set(how, arguments.set, arguments.data, arguments.output)

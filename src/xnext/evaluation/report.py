@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xnext._figures import write_figure
-from xnext._files import make_folder, write_atomic
+from xnext._files import write_atomic
 from xnext.data import ImageData, ImageDataset, build_eval_transform, build_loader
 from xnext.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from xnext.errors import UserError
@@ -153,14 +153,13 @@ def describe(
         classifier: The network.
         test: What it was asked about.
         answers: What it said.
-        folder: Where to write; None: nowhere.
+        folder: Where to write, which exists; None: nowhere.
     """
     places = range(len(classifier.classes)) if test.columns is None else test.columns.tolist()
     names = [classifier.classes[place] for place in places]
     estimates = summarise(answers)
     confusions = [(names[true], names[said], count) for true, said, count in count_confusions(answers)]
     if folder is not None:
-        make_folder(folder)
         rows = [
             (names[index], images, recognised, answered, f"{100 * recognised / images:.2f}")
             for index, images, recognised, answered in count_classes(answers)
