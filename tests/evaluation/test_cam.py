@@ -56,6 +56,50 @@ def test_a_batch_equals_its_images_one_by_one(name, size):
     assert together.max() <= 1
 
 
+@pytest.mark.parametrize("method", cam.METHODS)
+@pytest.mark.parametrize("name", ["inceptionnext_debug", "nexception_debug"])
+def test_every_method_works_on_batches_of_any_size_and_on_fused_networks(name, method):
+    model = cam_ready(name)
+    images, targets = torch.randn(3, 3, 40, 56), [5, 0, 3]
+    together = cam.activation_maps(model, images, targets, method=method)
+    alone = [
+        cam.activation_maps(model, images[i : i + 1], targets[i : i + 1], method=method)[0] for i in range(3)
+    ]
+    assert together.shape == (3, 40, 56) and together.any() and together.max() <= 1
+    np.testing.assert_allclose(together, np.stack(alone), atol=2e-3)
+    fused = cam.activation_maps(xnext.fuse(model), images, targets, method=method)
+    np.testing.assert_allclose(fused, together, atol=1e-2)
+
+
+def cam_ready(name):
+    """Return a network whose branches count, though it was not trained."""
+    torch.manual_seed(0)
+    model = xnext.create_model(name, num_classes=6).eval()
+    for key, parameter in model.named_parameters():
+        if key.endswith("gamma"):
+            nn.init.constant_(parameter, 0.5)
+    return model
+
+
+def test_methods_differ():
+    """Before the last stage: its gradients are the same everywhere, so that some of them agree there."""
+    model, images = cam_ready("inceptionnext_debug"), torch.randn(2, 3, 64, 64)
+    layer = model.stages[1]
+    maps = [cam.activation_maps(model, images, [0, 1], layer, method) for method in cam.METHODS]
+    assert all(not np.allclose(one, other) for i, one in enumerate(maps) for other in maps[:i])
+
+
+def test_several_networks_side_by_side():
+    views, maps = [Image.new("RGB", (64, 64), "teal")] * 2, np.zeros((2, 8, 8), np.float32)
+    maps[0, 2:4] = 1
+    ones = [cam.Explanation(name, views, maps, ["cat (1.0%)", "dog (2.0%)"]) for name in ("a", "b", "c")]
+    figure = cam.draw_grid(["first.png", "second.png"], ones)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert len(titles) == 8 and titles[0] == "first.png" and titles[1] == "a\ncat (1.0%)"
+    assert titles[7] == "c\ndog (2.0%)\n(no place stands out)" and ones[0].silent == [1]
+    assert png(figure).width > 800
+
+
 def test_another_target_gives_another_map():
     model, image = Linear(), torch.randn(1, 3, 8, 8)
     first, second = (cam.activation_maps(model, image, [target], model.features) for target in (0, 1))

@@ -8,22 +8,29 @@ from xnext._figures import write_figure
 from xnext._parser import Parser
 from xnext.cli._common import CHECKPOINT_HELP, MODEL_HELP, Verb, require_png
 from xnext.data import decode_image, find_images
-from xnext.errors import UserError
+from xnext.errors import UserError, suggest
 from xnext.evaluation.predict import load_classifier
 
 _MOST_IN_ONE_PICTURE = 64
+_METHODS = ("gradcam", "gradcam++", "hirescam", "layercam")
 
 
 def _cam_options(parser: Parser) -> None:
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE", help="Pictures (or folders) to explain."
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN|FILE", help=CHECKPOINT_HELP)
+    parser.add_argument(
+        "--checkpoint", type=Path, nargs="+", required=True, metavar="RUN|FILE",
+        help=f"{CHECKPOINT_HELP} Several are drawn side by side.",
+    )  # fmt: skip
     parser.add_argument("--model", type=str | None, metavar="NAME", help=MODEL_HELP)
     parser.add_argument(
         "--target", type=str | None, metavar="CLASS",
         help="Name or index of the class to look for. Default: the most probable one of each image.",
     )  # fmt: skip
+    parser.add_argument(
+        "--method", type=str, default="gradcam", metavar="NAME", help=f"One of {', '.join(_METHODS)}."
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="PNG", help="Picture to write.")
 
 
@@ -36,16 +43,33 @@ def _cam(arguments: Namespace) -> int:
         raise UserError(
             f"one picture shows up to {_MOST_IN_ONE_PICTURE} images, not {len(files)}; give fewer"
         )
-    classifier = load_classifier(arguments.checkpoint, arguments.model)
-    target = None if arguments.target is None else classifier.class_index(arguments.target)
-    images = [decode_image(path) for path in files]
-    figure = cam.explain(classifier, images, [path.name for path in files], target)
+    if arguments.method not in _METHODS:
+        nearest = suggest(arguments.method, _METHODS) or f" Choose from {', '.join(_METHODS)}."
+        raise UserError(f"--method {arguments.method!r} is unknown.{nearest}")
+    images, names = [decode_image(path) for path in files], [path.name for path in files]
+    explanations = []
+    for checkpoint in arguments.checkpoint:
+        classifier = load_classifier(checkpoint, arguments.model)
+        target = None if arguments.target is None else classifier.class_index(arguments.target)
+        called = None if len(arguments.checkpoint) == 1 else checkpoint.name
+        explanations.append(cam.explain(classifier, images, target, arguments.method, called))
+    one = explanations[0]
+    if len(explanations) > 1:
+        figure = cam.draw_grid(names, explanations)
+    else:
+        figure = cam.draw(names, one.views, one.maps, one.verdicts)
     write_figure(arguments.output, figure, dpi=150)
+    for one in explanations:
+        for index in one.silent:
+            print(f"no place of {names[index]} stands out for {one.verdicts[index]}, says {one.network}")
     print(f"wrote {arguments.output}")
     return 0
 
 
 VERB = Verb(
     "Draw where the network looks: class-activation maps.", _cam_options, _cam,
-    ("xnext cam seven.png --checkpoint runs/digits --output seven-map.png",),
+    (
+        "xnext cam seven.png --checkpoint runs/digits --output seven-map.png",
+        "xnext cam photos/ --checkpoint runs/a runs/b --method layercam --output beside-each-other.png",
+    ),
 )  # fmt: skip

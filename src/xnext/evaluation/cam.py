@@ -1,11 +1,13 @@
-"""Where a network looks: class-activation maps (Grad-CAM) and the picture that shows them.
+"""Where a network looks: class-activation maps and the picture that shows them.
 
 Grad-CAM weighs the channels of one layer by how much each raises the logit of a class, and keeps where their
-sum is positive (Selvaraju et al. 2017). The maps come from the pytorch-grad-cam package.
+sum is positive (Selvaraju et al. 2017). Its relatives weigh places too (LayerCAM, HiResCAM) or count several
+places of a class (Grad-CAM++). The maps come from the pytorch-grad-cam package.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from xnext.data import Preprocessing, build_eval_transform
 from xnext.evaluation.predict import Classifier
+
+METHODS = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
+"""By the names of the command line."""
 
 _VIEW_PIXELS = 320  # side of an image in the picture; a network's input may be as small as 32 pixels
 _COLUMNS = 3  # images beside each other in the picture
@@ -27,32 +32,64 @@ _TITLE_LETTERS = 32
 _FEWEST_PLACES = 4  # a side; a map of 2 x 2 says nothing of where
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """Where a network looks in each of N images.
+
+    Attributes:
+        network: What it is called.
+        views: The square parts of the images that it sees.
+        maps: float32 [N, H, W] in [0, 1]; all zero where no place stands out.
+        verdicts: Class and probability that each map explains.
+    """
+
+    network: str
+    views: list[Image.Image]
+    maps: np.ndarray
+    verdicts: list[str]
+
+    @property
+    def silent(self) -> list[int]:
+        """Which images have no map."""
+        return [index for index, heat in enumerate(self.maps) if not heat.any()]
+
+
 def explain(
-    classifier: Classifier, images: Sequence[Image.Image], names: Sequence[str], target: int | None = None
-) -> Figure:
-    """Draw for each image where the network looks.
+    classifier: Classifier,
+    images: Sequence[Image.Image],
+    target: int | None = None,
+    method: str = "gradcam",
+    name: str | None = None,
+) -> Explanation:
+    """Return for each image where the network looks.
 
     Args:
         classifier: A trained network.
         images: N images of any size, mode RGB.
-        names: What to call each of them.
         target: Index of the class to look for; None: the most probable one of each image.
+        method: One of ``METHODS``.
+        name: What to call the network; by default its own name.
     """
     transform = build_eval_transform(classifier.preprocessing)
     inputs = torch.stack([transform(image) for image in images]).to(classifier.device)
     with torch.inference_mode():
         probabilities = classifier.probabilities(classifier.model(inputs)).cpu()
     targets = probabilities.argmax(dim=1).tolist() if target is None else [target] * len(images)
-    maps = activation_maps(classifier.model, inputs, targets)
+    maps = activation_maps(classifier.model, inputs, targets, method=method)
     verdicts = [
         f"{classifier.classes[index]} ({row[index]:.1%})"
         for index, row in zip(targets, probabilities, strict=True)
     ]
-    return draw(names, [network_view(image, classifier.preprocessing) for image in images], maps, verdicts)
+    views = [network_view(image, classifier.preprocessing) for image in images]
+    return Explanation(name or classifier.name, views, maps, verdicts)
 
 
 def activation_maps(
-    model: nn.Module, images: Tensor, targets: Sequence[int], layer: nn.Module | None = None
+    model: nn.Module,
+    images: Tensor,
+    targets: Sequence[int],
+    layer: nn.Module | None = None,
+    method: str = "gradcam",
 ) -> np.ndarray:
     """Return for each image where ``layer`` speaks for that image's target class.
 
@@ -63,6 +100,7 @@ def activation_maps(
         images: Float batch [N, C, H, W], on the device of ``model``.
         targets: N class indices, one an image.
         layer: Module with an output [N, channels, h, w]; default: what :func:`target_layer` chooses.
+        method: One of ``METHODS``.
 
     Returns:
         float32 [N, H, W] in [0, 1], each map scaled to its own range; all zero where no place in the image
@@ -72,7 +110,7 @@ def activation_maps(
         layer = target_layer(model, min(images.shape[2:]))
     with torch.inference_mode(False), torch.enable_grad(), _frozen(model):
         # A layer that works in place must not change the activations that were kept for the map.
-        cam = GradCAM(model, [layer], reshape_transform=torch.clone)
+        cam = METHODS[method](model, [layer], reshape_transform=torch.clone)
         try:
             # The gradient starts at the image, so frozen parameters do not cut it off.
             maps = cam(images.detach().clone().requires_grad_(), [ClassifierOutputTarget(t) for t in targets])
@@ -145,6 +183,29 @@ def draw(
         _draw_overlay(overlay, view, heat)
         silent = "" if heat.any() else "\n(no place stands out)"
         overlay.set_title(_shorten(verdict) + silent, fontsize=9)
+    return figure
+
+
+def draw_grid(names: Sequence[str], explanations: Sequence[Explanation]) -> Figure:
+    """Draw a row an image: the image, and where each of several networks looks.
+
+    Args:
+        names: N names of the images.
+        explanations: Of the same N images, one a network.
+    """
+    width, height = _CELL_INCHES[0] / 2, _CELL_INCHES[1]
+    columns = 1 + len(explanations)
+    figure = Figure(figsize=(width * columns, height * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), columns, squeeze=False)
+    for row, name in enumerate(names):
+        axes[row, 0].imshow(explanations[0].views[row])
+        axes[row, 0].set_title(_shorten(name), fontsize=9)
+        for panel, one in zip(axes[row, 1:], explanations, strict=True):
+            _draw_overlay(panel, one.views[row], one.maps[row])
+            silent = "\n(no place stands out)" if row in one.silent else ""
+            panel.set_title(f"{_shorten(one.network)}\n{_shorten(one.verdicts[row])}{silent}", fontsize=9)
+    for panel in axes.flat:
+        panel.set_axis_off()
     return figure
 
 
