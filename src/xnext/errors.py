@@ -14,7 +14,7 @@ class UserError(Exception):
 def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return `` Did you mean …?`` with the candidates nearest to ``name``, or an empty string."""
     names = {other.lower(): other for other in candidates}
-    name = name.lower()
+    name = str(name).lower()  # in a file it may be a number
     longer = [other for other in names if len(name) > 2 and other.startswith(name)]
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
     near = [names[other] for other in dict.fromkeys(longer + close)][:3]

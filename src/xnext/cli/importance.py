@@ -35,7 +35,7 @@ def _run(arguments: Namespace) -> int:
     search = Search.open(arguments.search)
     lengths = sorted({record.query.epochs for record in search.history.successes})
     if arguments.budget != "all":
-        if not arguments.budget.isdigit():
+        if not arguments.budget.isdecimal():
             raise UserError(f"--budget {arguments.budget!r} is neither a number of epochs nor all")
         lengths = [int(arguments.budget)]
     found: dict[int, list[Importance]] = {}

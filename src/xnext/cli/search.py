@@ -136,6 +136,8 @@ def _sizes(search: Search) -> list[str]:
 def _left(search: Search) -> str:
     """Return what is left to do, in words."""
     history, config = search.history, search.config
+    if search.exhausted:
+        return "nothing is left to try"
     times = []
     if config.trials is not None and history.finished:
         rest = max(0, config.trials - history.finished)
@@ -147,8 +149,12 @@ def _left(search: Search) -> str:
 
 def _print_best(search: Search) -> None:
     best = search.history.best
+    if search.exhausted:
+        print("the search has nothing left to try: all networks of the space were trained")
     if best is None:
-        raise UserError(f"{search.path}: no trial succeeded; xnext search show {search.path}")
+        last = next((record for record in reversed(search.history.records) if record.status), None)
+        reason = f", the last one so: {last.status} ({last.reason})" if last else ""
+        raise UserError(f"{search.path}: no trial succeeded{reason}; xnext search show {search.path}")
     print(f"best: {best.values['top1']:.2f} % top-1, trial {best.number}: {point_line(best.query.point)}")
     print(f"next: xnext search best {search.path}, or xnext report {search.path}")
 

@@ -244,6 +244,6 @@ def list_models(filter: str = "*") -> list[str]:
 
 def get_config(name: str) -> Any:
     """Return the config that ``name`` stands for."""
-    if name not in _CONFIGS:
+    if not isinstance(name, str) or name not in _CONFIGS:
         raise UserError(f"unknown model {name!r}.{suggest(name, _CONFIGS) or ' `xnext models` lists them.'}")
     return _CONFIGS[name]

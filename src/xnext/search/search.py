@@ -1,6 +1,7 @@
 """The search: asks an optimiser, runs trials, notes all in the journal, and goes on from it."""
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,8 @@ import yaml
 
 from xnext._files import make_folder, write_atomic
 from xnext._types import check_types
-from xnext.data import ImageData, Preprocessing, load_data, write_packed
-from xnext.errors import UserError, suggest
+from xnext.data import ImageData, PackedSource, Preprocessing, load_data, write_packed
+from xnext.errors import UserError, is_out_of_memory, shorten, suggest
 from xnext.models._registry import create_variant
 from xnext.search.history import History, Record
 from xnext.search.journal import Journal
@@ -33,6 +34,7 @@ _FAILED_AT_FIRST = 5  # trials, of which none may have gone wrong in every case
 _LENGTHS = ("trials", "hours")
 _CHANGEABLE = (*_LENGTHS, "workers", "scheduler", "trial_minutes", "trial_memory")
 _EXPORT_EVERY = 30.0  # seconds
+_MOST_BAD = 0.01  # share of images that cannot be read, as in a training
 _LOOK = 0.2  # seconds between two looks at signals and time
 _GLANCE = 0.5  # seconds, of which `xnext search show` holds the lock for far less
 
@@ -92,6 +94,8 @@ class SearchConfig:
         for name in ("hours", "width", "trial_minutes", "trial_memory"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} is {value}; it must be more than 0")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must be at least 0 and less than 2^32")
         if self.trials is None and self.hours is None:
             raise UserError("say how long to search: --trials N or --hours H")
         if self.min_epochs > self.max_epochs:
@@ -130,6 +134,8 @@ class SearchConfig:
                 raise UserError(
                     f"limit {text!r} is not understood; write latency_ms<=5, macs<=1e8 or params<=1e6"
                 )
+            if name.strip() in limits:
+                raise UserError(f"limit {name.strip()} is given twice; keep the one that is meant")
             limits[name.strip()] = value
         return limits
 
@@ -144,6 +150,7 @@ class Search:
     Attributes:
         path: The folder.
         config: What it was told.
+        exhausted: Whether its optimiser has nothing left to ask for.
         space: Where it looks.
         history: What came of it so far.
     """
@@ -162,6 +169,7 @@ class Search:
         for entry in journal.entries[1:]:
             self._change(entry.get("resume", {}))
         self.history = History(self.space, self.config.objective, journal.entries[1:])
+        self.exhausted = any("exhausted" in entry for entry in journal.entries)
 
     @classmethod
     def create(cls, path: Path, config: SearchConfig) -> "Search":
@@ -173,6 +181,12 @@ class Search:
         """
         if path.exists() and (not path.is_dir() or (path / "journal.jsonl").exists()):
             raise UserError(f"{path} exists already; choose another --output, or go on with --resume")
+        if (path / "networks").exists():
+            raise UserError(
+                f"{path} holds networks of a search whose journal is missing; choose another --output, or"
+                " delete it"
+            )
+        _check_device(config)
         space = Space.load(config.space)
         if config.scheduler is None:
             warm_up()  # while the images are decoded
@@ -184,6 +198,7 @@ class Search:
             pass  # a cluster that does not answer is told before anything is written
         make_folder(path)
         write_packed(data, preprocessing, path / "data")
+        _check_images(data, path / "data")
         content = {"space_content": space.content, "classes": data.classes}
         return cls(path, Journal.create(path / "journal.jsonl", asdict(config) | content))
 
@@ -194,7 +209,14 @@ class Search:
         Raises:
             UserError: There is none, or its journal is damaged.
         """
-        return cls(path, Journal.open(path / "journal.jsonl"))
+        journal = Journal.open(path / "journal.jsonl")
+        try:
+            return cls(path, journal)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{journal.path} is damaged: a line is missing or altered ({type(error).__name__}: {error});"
+                " begin another search"
+            ) from error
 
     @property
     def is_running(self) -> bool:
@@ -240,9 +262,7 @@ class Search:
             UserError: All of the first trials went wrong, the workers are no more, or the disk is full.
             Stopped: A signal came; the trials under way have saved what they had.
         """
-        config = self.config
-        if config.device == "cuda" and config.scheduler is None and not torch.cuda.is_available():
-            raise UserError("device cuda: PyTorch finds no GPU here; use auto or cpu")
+        _check_device(self.config)
         lock = require_free_of(self.path, patience=_GLANCE)
         try:
             self._journal.repair()
@@ -379,6 +399,9 @@ class _Round:
             return None
         query = self._optimizer.ask()
         if query is None:
+            if not self._search.exhausted:
+                self._search.exhausted = True
+                self._journal.append(exhausted=len(self._history.records))
             return None
         record = self._history.asked(query)
         self._journal.append(ask=record.number, point=dict(query.point), epochs=query.epochs)
@@ -469,10 +492,43 @@ def executor(config: SearchConfig) -> Iterator[tuple[Executor, Any]]:
         yield pool, cancelled
 
 
+def _check_device(config: SearchConfig) -> None:
+    """Refuse a GPU where there is none.
+
+    Raises:
+        UserError: As said.
+    """
+    if config.device == "cuda" and config.scheduler is None and not torch.cuda.is_available():
+        raise UserError("device cuda: PyTorch finds no GPU here; use auto or cpu")
+
+
+def _check_images(data: ImageData, folder: Path) -> None:
+    """Refuse a set of which too many images could not be decoded, of which each trial would complain.
+
+    Raises:
+        UserError: The line names them; the folder is gone.
+    """
+    packed = load_data(f"packed:{folder}")
+    for part, source, origin in (("training", packed.train, data.train), ("held-out", packed.val, data.val)):
+        bad = [] if not isinstance(source, PackedSource) else sorted(source.packed.bad_images)
+        if len(bad) > _MOST_BAD * len(source):
+            shutil.rmtree(folder)
+            names = shorten([origin.name(index) for index in bad])
+            raise UserError(
+                f"{data.name}: {len(bad)} of {len(source)} {part} images cannot be read ({names}); mend or"
+                " remove them"
+            )
+
+
 def _preprocessing(space: Space, config: SearchConfig, data: ImageData) -> Preprocessing:
     """Return how images come to the networks, of which all are alike in that."""
     architecture = space.architecture(next(space.points()), config.width)
-    network = create_variant(architecture.model, architecture.model_args, num_classes=len(data.classes))
+    try:
+        network = create_variant(architecture.model, architecture.model_args, num_classes=len(data.classes))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"width {config.width:g} makes networks that do not fit into the memory") from error
     return Preprocessing.for_model(network, config.image_size, crop_pct=1.0)
 
 

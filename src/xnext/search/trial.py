@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -173,9 +174,9 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
     Raises:
         TrialLost: The process died, though it was not ended here, or was cancelled.
     """
+    _claim(trial)
     if (outcome := _read(trial)) is not None:  # its search was killed before it could note that
         return outcome
-    make_folder(Path(trial.folder))
     context = warm_up()
     process = context.Process(target=_run, args=(trial,), name=f"trial {trial.number}")
     started = time.monotonic()
@@ -195,6 +196,20 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
         return Outcome(status=end[0], values=known, seconds=seconds, reason=end[1])
     code = process.exitcode or 0
     raise TrialLost(f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
+
+
+def _claim(trial: Trial) -> None:
+    """Make the folder of a network, without what another left there before the journal was cut."""
+    folder = Path(trial.folder)
+    told = asdict(trial)
+    deciding = ("model", "model_args", "max_epochs", "classes", "training")
+    content = json.dumps({name: told[name] for name in deciding}, sort_keys=True).encode()
+    known = folder / "network.json"
+    if folder.exists() and (not known.exists() or known.read_bytes() != content):
+        shutil.rmtree(folder)
+    make_folder(folder)
+    if not known.exists():
+        write_atomic(known, content)
 
 
 def _watch(
@@ -248,6 +263,7 @@ def _run(trial: Trial) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if trial.device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(trial.device)
+    started = time.monotonic()
     with _logged(trial.log), _locked(Path(trial.folder)):
         print(f"trial {trial.number}: {trial.epochs} epochs")
         torch.set_num_threads(trial.threads)
@@ -265,7 +281,10 @@ def _run(trial: Trial) -> None:
             reason = f"{type(error).__name__}: {error}" if status == "exception" else str(error)
             values = _read_sizes(Path(trial.folder))
             outcome = Outcome(status=status, values=values, reason=" ".join(reason.split()))
-        write_atomic(trial.result, json.dumps(asdict(outcome)).encode())
+        seconds = round(
+            time.monotonic() - started, 3
+        )  # for a search that is killed before it can note its own
+        write_atomic(trial.result, json.dumps(asdict(outcome) | {"seconds": seconds}).encode())
 
 
 def _status(error: Exception) -> str:
