@@ -110,3 +110,6 @@ def test_it_says_when_nothing_is_left_and_why_nothing_succeeded(config, tmp_path
     limited = [*words(config(trials=2)), "--limit", "params<=10", "--output", str(tmp_path / "b")]
     assert main(limited) == 2
     assert "the last one so: rejected (params" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "b")]) == 0
+    page = (tmp_path / "b" / "report.html").read_text()
+    assert "No trial succeeded." in page and page.count("<td>rejected</td>") == 2

@@ -55,5 +55,5 @@ def test_without_a_trial_there_is_none(tmp_path, config, capsys):
     Search.create(tmp_path / "search", config())
     assert main(["report", str(tmp_path / "search")]) == 2
     error = capsys.readouterr().err
-    assert "no trial has succeeded yet" in error and error.count("\n") == 1
+    assert "no trial has ended yet" in error and error.count("\n") == 1
     assert not (tmp_path / "search" / "report.html").exists()

@@ -68,6 +68,7 @@ def _print(found: dict[int, list[Importance]]) -> None:
             *("" if cell is None else f"{cell.share:.3f} ({cell.low:.2f}-{cell.high:.2f})" for cell in cells),
         )
     print_table(table)
+    print("shares: the mean of a forest's trees; in brackets: the 10th to the 90th percentile of the trees")
 
 
 VERB = Verb(

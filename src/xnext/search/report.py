@@ -2,7 +2,6 @@
 
 import html
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +51,33 @@ def write_report(search: Search, path: Path) -> None:
     """Write the report.
 
     Args:
-        search: With at least one trial that succeeded.
+        search: With at least one trial that has ended; where none succeeded, it tells what went wrong.
         path: The file.
 
     Raises:
-        UserError: No trial has succeeded, or the file cannot be written.
+        UserError: No trial has ended, or the file cannot be written.
     """
     best = search.history.best
-    if best is None:
-        raise UserError(f"{search.path}: no trial has succeeded yet; let the search go on")
+    if not search.history.finished:
+        raise UserError(f"{search.path}: no trial has ended yet; let the search go on")
     parts = [
         _head(search, best),
+        *([] if best is None else _successes(search, best)),
+        _section("What went wrong", _failures(search)),
+        _section("Trials", _table(search)),
+        _section("Do it again", _reproduce(search, best)),
+    ]
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(search.path.name)}</title>'
+        f'<link rel="icon" href="data:,"><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>'
+        f"<body>{''.join(parts)}</body></html>"
+    )
+    write_atomic(path, page.encode())
+
+
+def _successes(search: Search, best: Record) -> list[str]:
+    """Return the parts about the trials that succeeded."""
+    return [
         _section("The best network", _network(search, best)),
         _section("Accuracy over time", _plot(_over_time(search))),
         *([_section("What it costs", _plot(_front(search)))] if _sizes(search) else []),
@@ -75,16 +90,7 @@ def write_report(search: Search, path: Path) -> None:
         _section(
             "Learning curves", _plot(_curves(search)), _note(f"The {_CURVES} best, by their last epoch.")
         ),
-        _section("What went wrong", _failures(search)),
-        _section("Trials", _table(search)),
-        _section("Do it again", _reproduce(search, best)),
     ]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(search.path.name)}</title>'
-        f'<link rel="icon" href="data:,"><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>'
-        f"<body>{''.join(parts)}</body></html>"
-    )
-    write_atomic(path, page.encode())
 
 
 def _text(value: Any) -> str:
@@ -113,17 +119,21 @@ def _sizes(search: Search) -> list[str]:
     return wanted or ["macs"]
 
 
-def _head(search: Search, best: Record) -> str:
+def _head(search: Search, best: Record | None) -> str:
     history, config = search.history, search.config
     counts = {status: sum(record.status == status for record in history.records) for status in STATUSES}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    sizes = ", ".join(f"{name} {best.values[name]:,.4g}" for name in SIZES if name in best.values)
+    result = "<p>No trial succeeded.</p>"
+    if best is not None:
+        sizes = ", ".join(f"{name} {best.values[name]:,.4g}" for name in SIZES if name in best.values)
+        result = (
+            f"<p>Best: <b>{best.values['top1']:.2f} %</b> top-1 after {best.query.epochs} epochs"
+            f" (trial {best.number}; {sizes} at the size of the search).</p>"
+        )
     return (
         f"<h1>Search of {_text(config.data)}</h1>"
         f'<p class="lead">space {_text(search.space.name)}, {_text(config.optimizer)}, {said};'
-        f" {history.elapsed / 60:.0f} minutes</p>"
-        f"<p>Best: <b>{best.values['top1']:.2f} %</b> top-1 after {best.query.epochs} epochs"
-        f" (trial {best.number}; {sizes} at the size of the search).</p>"
+        f" {history.elapsed / 60:.0f} minutes</p>{result}"
     )
 
 
@@ -316,7 +326,7 @@ def _table(search: Search) -> str:
     return f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>'
 
 
-def _reproduce(search: Search, best: Record) -> str:
+def _reproduce(search: Search, best: Record | None) -> str:
     config = search.config
     words: list[str] = ["xnext search", config.data, "--output AGAIN"]
     for name in (
@@ -334,11 +344,13 @@ def _reproduce(search: Search, best: Record) -> str:
     words += [f"--objective {name}" for name in config.objective] + [
         f"--limit '{one}'" for one in config.limit
     ]
-    lines: Sequence[str] = (
-        " ".join(words),
-        f"xnext search best {search.path}",
-        f"xnext train --model {search.path / 'best.yaml'} --data {config.data} --output RUN",
-    )
+    lines = [" ".join(words)]
+    if best is not None:
+        lines += [
+            f"xnext search best {search.path}",
+            f"xnext train --model {search.path / 'best.yaml'} --data {config.data} --output RUN",
+        ]
     versions = f"xnext {__version__}, torch {torch.__version__.partition('+')[0]}"
     code = _text("\n".join(lines))
-    return f"<pre>{code}</pre>" + _note(f"{versions}; network {best.network:05d} of this search.")
+    which = "" if best is None else f"; network {best.network:05d} of this search"
+    return f"<pre>{code}</pre>" + _note(f"{versions}{which}.")
