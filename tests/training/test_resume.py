@@ -204,24 +204,18 @@ def wait_for_a_state(config: TrainConfig, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def test_a_real_process_saves_when_it_is_told_to_stop(config, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_real_process_saves_when_it_is_told_to_stop(config, tmp_path, number, code):
     torch.set_num_threads(1)
-    config = config(**OPTIONS | {"epochs": 15})  # long enough to be still at it when the signals come
+    config = config(**OPTIONS | {"epochs": 15})  # long enough to be still at it when the signal comes
     quiet(dataclasses.replace(config, output=tmp_path / "whole"))
-    words: tuple[str, ...] = ()
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = start(config, *words)
-        wait_for_a_state(config, process)
-        if words:  # the state is of before: it is to be at work by now
-            assert (
-                "epoch" in process.stdout.readline() + process.stdout.readline() + process.stdout.readline()
-            )
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == code
-        assert errors.splitlines() == [errors.strip()] and f"xnext train --resume {config.output}" in errors
-        words = "--resume", str(config.output)
-    again = start(config, *words)
+    process = start(config)
+    wait_for_a_state(config, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    assert errors.splitlines() == [errors.strip()] and f"xnext train --resume {config.output}" in errors
+    again = start(config, "--resume", str(config.output))
     assert again.wait(PATIENCE) == 0, again.communicate()
     assert outcome(config.output) == outcome(tmp_path / "whole")
 
