@@ -19,12 +19,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from xnext.kernels import _tiles, _triton, _triton_pool
+from xnext.kernels import _launch, _tiles, _triton, _triton_pool
 
 TYPES = {"fp32": 4, "bf16": 2}
 OPERATIONS = {
     "forward": _triton.correlate, "input": _triton.correlate, "weight": _triton.correlate_weight,
-    "mix": _triton.mix, "pool": _triton_pool.max_blur, "pool_input": _triton_pool.max_blur_input,
+    "sum": _triton.add_up, "mix": _triton.mix,
+    "pool": _triton_pool.max_blur, "pool_input": _triton_pool.max_blur_input,
 }  # fmt: skip
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -46,7 +47,7 @@ def constants(operation: str, size: tuple[int, ...], tile: _tiles.Tile, align: i
         return common | keep | {"SQUARE": taps_a, "BAND": taps_s}
     if operation == "pool":
         return common | {"SAVE": True}
-    if operation == "pool_input":
+    if operation in ("pool_input", "sum"):
         return common
     common |= {"TAPS_S": taps_s, "TAPS_A": taps_a, "STRIDE_S": stride, "STRIDE_A": stride}
     common |= {"DILATION_S": 1, "DILATION_A": 1}
@@ -62,7 +63,7 @@ def compile_kernel(kernel: Any, values: dict[str, Any], tile: _tiles.Tile, dtype
     for place, name in enumerate(kernel.arg_names):
         if name.endswith("_ptr"):
             packed = not values.get("KEEP", True) and re.fullmatch("w[012]?_ptr", name)
-            signature[name] = {"out_ptr": "*fp32", "code_ptr": "*u8"}.get(
+            signature[name] = {"out_ptr": "*fp32", "sums_ptr": "*fp32", "code_ptr": "*u8"}.get(
                 name, "*fp32" if packed else f"*{dtype}"
             )
             aligned[(place,)] = [["tt.divisibility", 16]]
@@ -95,7 +96,8 @@ def compile_kernel(kernel: Any, values: dict[str, Any], tile: _tiles.Tile, dtype
 
 def compile_all(target: int, only: str | None) -> Iterator[dict[str, Any]]:
     """Yield a row for each operation, size and type of the table."""
-    for operation, rows in _tiles.read_tiles().items():
+    tiles = _tiles.read_tiles() | {"sum": {(3, 3, 1): _launch._SUM}}  # the same for all sizes
+    for operation, rows in tiles.items():
         if only not in (None, operation):
             continue
         for (size, tile), (dtype, bytes_), variant in product(

@@ -114,6 +114,7 @@ language = types.SimpleNamespace(
     zeros=lambda shape, dtype: block(np.zeros(shape, dtype)),
     where=_where,
     sum=lambda a, axis: a.sum(axis),
+    max=lambda a, axis: a.max(axis),
     cast=lambda a, dtype: dtype(a),
     maximum=_maximum,
     minimum=np.minimum,
@@ -145,6 +146,7 @@ def quick_kernels(large: bool = False) -> Iterator[None]:
             spec.loader.exec_module(module)
             kernels |= vars(module)
     replaced = {
+        "add_up": "add_up",
         "correlate": "correlate",
         "correlate_weight": "correlate_weight",
         "mix_kernel": "mix",

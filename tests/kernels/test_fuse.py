@@ -11,7 +11,7 @@ from torch import nn
 import xnext
 from xnext.errors import UserError
 from xnext.kernels import use_backend
-from xnext.kernels.fuse import FusedConv2d, fuse_layers
+from xnext.kernels.fuse import FusedConv2d, FusedMetaNeXtBlock, fuse_layers
 
 NETWORKS = [(name, {}) for name in xnext.list_models("*_debug")] + [
     ("inceptionnext_debug", {"bands": "sequential"}), ("inceptionnext_debug", {"branches": ("square",)}),
@@ -146,6 +146,26 @@ def test_a_fused_network_is_fused_no_more(name):
     fused, x = xnext.fuse(trained(name)), torch.randn(2, 3, 32, 32)
     again = xnext.fuse(fused)
     assert again is not fused and torch.equal(again(x), fused(x))
+
+
+@pytest.mark.parametrize("name", ["inceptionnext_debug", "inceptionnext_small_iso"])
+def test_blocks_mix_in_place_and_leave_what_others_keep(name):
+    """Neither the image nor a level of features may change when later blocks use memory again."""
+    model = trained(name, depths=(2, 2, 2, 2), dims=(64, 64, 64, 64))
+    fused, x = xnext.fuse(model), torch.randn(2, 3, 32, 32)
+    blocks = [module for module in fused.modules() if isinstance(module, FusedMetaNeXtBlock)]
+    assert [block.in_place for block in blocks] == [False, True] * (len(blocks) // 2)
+    with torch.inference_mode():
+        image = x.clone()
+        last, levels = fused.forward_intermediates(image)
+        expected_last, expected = model.forward_intermediates(x)
+        for one, other in zip([last, *levels, image], [expected_last, *expected, x], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        kept = blocks[0](blocks[0](x.new_ones(1, blocks[0].layers[0].in_channels, 8, 8)))
+        place = kept.data_ptr()
+        passing = kept[:, :1].clone()
+        blocks[1].mixer.mix_in_place(kept)
+    assert kept.data_ptr() == place and torch.equal(kept[:, :1], passing)
 
 
 @pytest.mark.parametrize("name", ["nexception_debug", "nexception_tp_debug"])

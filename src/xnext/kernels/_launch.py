@@ -11,13 +11,16 @@ from torch import Tensor
 
 from xnext.kernels._geometry import MAX_BLUR, Geometry, Pair, empty_like
 from xnext.kernels._tiles import Tile, find_tile
-from xnext.kernels._triton import correlate, correlate_weight
+from xnext.kernels._triton import add_up, correlate, correlate_weight
 from xnext.kernels._triton import mix as mix_kernel
 from xnext.kernels._triton_pool import max_blur as max_blur_kernel
 from xnext.kernels._triton_pool import max_blur_input as max_blur_input_kernel
 
 _SPLITS = 1024
 """Programs that share the strips of a weight gradient; each leaves a sum to be added up."""
+
+_SUM = Tile(places=2048, channels=32)
+"""The piece of the sum of what they leave."""
 
 _ORDERS = ((1, 2, 0), (2, 1, 0), (1, 2, 0))
 """Of each mixed group's weight [C, kH, kW]: taps along its strips, across, channels."""
@@ -38,11 +41,12 @@ def backward_input(grad: Tensor, weight: Tensor, size: Sequence[int], geometry: 
 
 
 def backward_weight(grad: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the weight [C, 1, kH, kW] and of the bias [C], both float32."""
+    """Return the gradients of the weight [C, 1, kH, kW] and of the bias [C], in the input's type."""
     images, channels = x.shape[:2]
+    make = x.new_empty if x.numel() else x.new_zeros
+    weight, bias = make((channels, 1, *geometry.kernel)), make((channels,))
     if not x.numel():
-        weight = x.new_zeros((channels, 1, *geometry.kernel), dtype=torch.float32)
-        return weight, weight.new_zeros(channels)
+        return weight, bias
     s, a = geometry.axes
     (taps_s, taps_a), (stride_s, stride_a), (pad_s, pad_a), (dilation_s, dilation_a) = _turn(geometry)
     size_s, size_a = grad.shape[2 + s], grad.shape[2 + a]
@@ -69,9 +73,15 @@ def backward_weight(grad: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor
             ALIGN=align, WIDE=_is_wide(x, grad), PART=tile.part, BLOCK_A=block_a, BLOCK_C=block_c,
             num_warps=tile.warps,
         )  # fmt: skip
-    total = sums.sum(0)
-    weight = total[:-1].reshape(taps_s, taps_a, channels)
-    return weight.permute(2, s, a)[:, None], total[-1]
+        block_a, block_c = _SUM.blocks(channels, max(splits, size_a))
+        add_up[-(-channels // block_c), taps_s * taps_a + 1](
+            sums, x_base, g_base, weight, bias,
+            splits, taps_a, images, channels // align, x.shape[2 + s], x.shape[2 + a], size_s, size_a,
+            *x_place, *g_place, weight.stride(2 + s), weight.stride(2 + a), weight.stride(0),
+            pad_s, pad_a, stride_s, stride_a, dilation_s, dilation_a,
+            ALIGN=align, WIDE=_is_wide(x, grad), BLOCK_A=block_a, BLOCK_C=block_c, num_warps=_SUM.warps,
+        )  # fmt: skip
+    return weight, bias
 
 
 def _correlate(

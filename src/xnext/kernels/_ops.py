@@ -70,8 +70,7 @@ def backward_weight(
     """Return the gradients of the weight [C, 1, kH, kW] and of the bias [C], in the input's type."""
     from xnext.kernels import _launch
 
-    weight, bias = _launch.backward_weight(grad, x, _geometry(kernel, stride, padding, dilation))
-    return weight.to(x.dtype).contiguous(), bias.to(x.dtype, copy=True)
+    return _launch.backward_weight(grad, x, _geometry(kernel, stride, padding, dilation))
 
 
 @backward_weight.register_fake

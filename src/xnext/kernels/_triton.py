@@ -315,8 +315,7 @@ def correlate_weight(
 
     The grid is (tiles of channels, splits, parts of the taps on A). A strip is of the input here. A group
     of its rows, as many as lie between two outputs, is multiplied with each of the gradient's rows that it
-    is part of, which stay in registers while they are needed. Beyond the border both are zeros, so that an
-    infinite value at the border spoils some more taps of its channel than it has to.
+    is part of, which stay in registers while they are needed. Beyond the border both are zeros.
     """
     PHASES_S: tl.constexpr = DILATION_S // _common(STRIDE_S, DILATION_S)
     STEP_S: tl.constexpr = STRIDE_S // _common(STRIDE_S, DILATION_S)
@@ -371,3 +370,52 @@ def correlate_weight(
         tl.store(taps + tap * channels * ALIGN, tl.sum(sums[k], axis=0), ok)
     ok = (c < channels * ALIGN) & (part == 0)
     tl.store(taps + TAPS_S * TAPS_A * channels * ALIGN, tl.sum(of_bias, axis=0), ok)
+
+
+@triton.jit
+def add_up(
+    sums_ptr, x_ptr, g_ptr,  # what correlate_weight left, and what it was given
+    w_ptr, b_ptr,  # [TAPS_S, TAPS_A, C] in any layout, [C]
+    splits, taps_a, images, channels, x_size_s, x_size_a, g_size_s, g_size_a,
+    x_first, x_n, x_s, x_a, x_c, g_first, g_n, g_s, g_a, g_c, w_s, w_a, w_c,
+    pad_s, pad_a, stride_s, stride_a, dilation_s, dilation_a,
+    ALIGN: tl.constexpr, WIDE: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Add up the splits of each tap, and of the bias; grid: (tiles of channels, taps and the bias).
+
+    Zero times infinity is not zero: a tap that is not finite may have seen it beyond the border, and is added
+    up again, from places inside both images alone.
+    """
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_ok = (c < channels * ALIGN)[None, :]
+    x_row = x_ptr + x_first * ALIGN + (c * x_c)[None, :]
+    g_row = g_ptr + g_first * ALIGN + (c * g_c)[None, :]
+    tap = tl.program_id(1)
+    taps = tl.num_programs(1) - 1
+    sums = tl.zeros((BLOCK_A, BLOCK_C), tl.float32)
+    for first in range(0, splits, BLOCK_A):
+        split = first + tl.arange(0, BLOCK_A)
+        place = ((split * (taps + 1) + tap) * channels * ALIGN)[:, None] + c[None, :]
+        sums += tl.load(sums_ptr + place, (split < splits)[:, None] & c_ok, 0.0)
+    total = tl.sum(sums, axis=0)
+    if tap == taps:
+        tl.store(b_ptr + c, total.to(b_ptr.dtype.element_ty), c < channels * ALIGN)
+    else:
+        tap_s, tap_a = tap // taps_a, tap % taps_a
+        if tl.max(tl.where(total - total == 0, 0, 1), axis=0) > 0:
+            sums = tl.zeros((BLOCK_A, BLOCK_C), tl.float32)
+            for number in range(images * g_size_s):
+                line = tl.cast(number, tl.int64) if WIDE else number
+                image, s = line // g_size_s, line % g_size_s
+                r = s * stride_s + tap_s * dilation_s - pad_s
+                for first in range(0, g_size_a, BLOCK_A):
+                    a = first + tl.arange(0, BLOCK_A)
+                    b = a * stride_a + tap_a * dilation_a - pad_a
+                    ok = (a < g_size_a) & (b >= 0) & (b < x_size_a) & (r >= 0) & (r < x_size_s)
+                    ok = ok[:, None] & c_ok
+                    g = tl.load(g_row + (image * g_n + s * g_s + a * g_a)[:, None] * ALIGN, ok, 0.0)
+                    x = tl.load(x_row + (image * x_n + r * x_s + b * x_a)[:, None] * ALIGN, ok, 0.0)
+                    sums += x.to(tl.float32) * g.to(tl.float32)
+            total = tl.sum(sums, axis=0)
+        place = tap_s * w_s + tap_a * w_a + c * w_c
+        tl.store(w_ptr + place, total.to(w_ptr.dtype.element_ty), c < channels * ALIGN)

@@ -76,7 +76,7 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
 
 class FusedMixer(nn.Module):
-    """A mixer of a part of the channels: in one pass by Triton, or written into a copy on a CPU.
+    """A mixer of a part of the channels: in one pass by Triton, or each group by itself on a CPU.
 
     Args:
         mixer: One that ``accelerate`` has taken.
@@ -90,12 +90,26 @@ class FusedMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, C, H, W) over space to the same shape."""
-        if not _is_plain_cpu(x):
-            return self.mixer(x)
-        convs: list[Any] = [self.mixer.get_submodule(name) for name in self._names]
-        y = x.clone()
-        first = x.shape[1] - sum(conv.in_channels for conv in convs)
-        for conv in convs:
+        return self._mix(x, x.clone()) if _is_plain_cpu(x) else self.mixer(x)
+
+    def mix_in_place(self, x: Tensor) -> Tensor:
+        """Mix (B, C, H, W) where it lies, so that channels which pass are left alone.
+
+        Returns:
+            The last channels as they were before, (B, as many as are mixed, H, W).
+        """
+        before = x[:, -sum(conv.in_channels for conv in self._convs) :].clone()
+        self._mix(x, x)
+        return before
+
+    @property
+    def _convs(self) -> list[Any]:
+        return [self.mixer.get_submodule(name) for name in self._names]
+
+    def _mix(self, x: Tensor, y: Tensor) -> Tensor:
+        """Write the mixed groups of x into y, which may be the same."""
+        first = x.shape[1] - sum(conv.in_channels for conv in self._convs)
+        for conv in self._convs:
             part = slice(first, first + conv.in_channels)
             y[:, part] = conv(x[:, part])
             first += conv.in_channels
@@ -112,11 +126,17 @@ def _fuse_mixer(mixer: Any) -> nn.Module:
 
 
 class FusedMetaNeXtBlock(nn.Module):
-    """A MetaNeXt block whose norm and LayerScale are in its pointwise convolutions."""
+    """A MetaNeXt block whose norm and LayerScale are in its pointwise convolutions.
 
-    def __init__(self, block: Any):
+    Args:
+        block: The block.
+        in_place: Whether nobody else has the memory of its input, which it may then use again.
+    """
+
+    def __init__(self, block: Any, in_place: bool):
         super().__init__()
         self.mixer = _fuse_mixer(block.mixer)
+        self.in_place = in_place and isinstance(self.mixer, FusedMixer)
         fc2 = copy.deepcopy(block.mlp.fc2)
         if block.gamma is not None:
             with torch.no_grad():
@@ -126,7 +146,14 @@ class FusedMetaNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        return _add(self.layers(self.mixer(x)), x)
+        if not (self.in_place and _is_plain_cpu(x)):
+            return _add(self.layers(self.mixer(x)), x)
+        before = self.mixer.mix_in_place(x)  # type: ignore[operator]
+        y = self.layers(x)
+        passing = x.shape[1] - before.shape[1]
+        y[:, :passing] += x[:, :passing]
+        y[:, passing:] += before
+        return y
 
 
 class FusedSeparableBlock(nn.Module):
@@ -187,7 +214,8 @@ def _fuse_children(module: nn.Module) -> nn.Module:
     """Replace what can be fused below a module."""
     for name, child in module.named_children():
         if isinstance(child, MetaNeXtBlock):
-            setattr(module, name, FusedMetaNeXtBlock(child))
+            # What comes into the first block of a stage may be a feature map that somebody keeps.
+            setattr(module, name, FusedMetaNeXtBlock(child, in_place=name != "0"))
         elif isinstance(child, SeparableBlock):
             setattr(module, name, FusedSeparableBlock(child))
         elif isinstance(child, nn.Sequential) and not any(_holds_blocks(inner) for inner in child.modules()):
