@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -40,6 +42,15 @@ def test_the_networks_own_crop_is_kept_only_where_it_was_tuned():
     assert Preprocessing.for_model(Stem(size=32)).crop_pct == 1.0
 
 
+def test_published_weights_are_shown_what_they_were_tested_with():
+    stem = Stem(size=96, crop_pct=0.9)
+    assert Preprocessing.for_model(stem, tested=True).crop_pct == 0.9
+    stem.pretrained_cfg |= {"test_input_size": (3, 160, 160), "test_crop_pct": 0.95, "crop_mode": "squash"}
+    pre = Preprocessing.for_model(stem, tested=True)
+    assert (pre.image_size, pre.crop_pct, pre.crop_mode) == (160, 0.95, "squash")
+    assert Preprocessing.for_model(stem).image_size == 96
+
+
 def test_preprocessing_follows_a_timm_model_and_goes_through_a_dict():
     model = timm.create_model("test_convnext", pretrained=False)
     pre = Preprocessing.for_model(model, 64)
@@ -54,6 +65,12 @@ def test_preprocessing_follows_a_timm_model_and_goes_through_a_dict():
 def test_size_and_channels_that_make_no_sense():
     with pytest.raises(UserError, match="image size 0"):
         Preprocessing.for_model(Stem(), 0)
+    stem = Stem()
+    stem.pretrained_cfg["input_size"] = (3, 256, 192)
+    with pytest.raises(UserError, match="256x192"):
+        Preprocessing.for_model(stem)
+    with pytest.raises(UserError, match="there is no crop_mode 'centre'"):
+        replace(preprocessing(), crop_mode="centre")
     with pytest.raises(UserError, match="4 input channels"):
         Preprocessing.for_model(Stem(in_chans=4))
 
@@ -67,12 +84,14 @@ def test_grey_networks_get_one_channel():
         assert build_train_transform(pre, augment, mirror=True)(ASTRONAUT).shape == (1, 40, 40)
 
 
-def test_eval_transform_is_timms():
-    pre = preprocessing(size=128, crop_pct=0.8)
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(500, 300), (20, 300)])
+def test_eval_transform_is_timms(crop_mode, size):
+    pre = replace(preprocessing(size=128, crop_pct=0.8), crop_mode=crop_mode)
     theirs = create_transform(
-        (3, 128, 128), crop_pct=0.8, interpolation="bicubic", mean=pre.mean, std=pre.std
+        (3, 128, 128), crop_pct=0.8, crop_mode=crop_mode, interpolation="bicubic", mean=pre.mean, std=pre.std
     )
-    image = ASTRONAUT.crop((0, 0, 500, 300))
+    image = ASTRONAUT.crop((0, 0, *size))
     assert torch.equal(build_eval_transform(pre)(image), theirs(image))
 
 

@@ -51,15 +51,14 @@ def weights(tmp_path_factory):
     return path
 
 
-def evaluate(weights, *words, capsys) -> dict:
-    assert cli.main(["evaluate", "--model", MODEL, "--checkpoint", str(weights), "--json", *words]) == 0
+def evaluate(weights, *words, capsys, model=MODEL) -> dict:
+    assert cli.main(["evaluate", "--model", model, "--checkpoint", str(weights), "--json", *words]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def as_timm_does(root, weights) -> tuple[float, float, float]:
-    """Return top-1, top-5 and loss in the way of timm's validate.py."""
-    model = timm.create_model(MODEL, checkpoint_path=str(weights)).eval()
-    config = resolve_data_config({}, model=model)
+def as_timm_does(root, model) -> tuple[float, float, float]:
+    """Return top-1, top-5 and loss in the way of timm's validate.py, which takes the sizes of tests."""
+    config = resolve_data_config({}, model=model, use_test_size=True)
     (root.parent / "classes.txt").write_text("\n".join(WNIDS))
     dataset = create_dataset("", str(root), class_map=str(root.parent / "classes.txt"))
     loader = create_loader(
@@ -74,15 +73,31 @@ def as_timm_does(root, weights) -> tuple[float, float, float]:
     return top1.item(), top5.item(), torch.nn.functional.cross_entropy(logits, labels).item()
 
 
-def test_as_timm_measures_it(tmp_path, weights, capsys):
+@pytest.mark.parametrize(
+    "name",
+    [
+        MODEL,
+        "mobilenetv4_conv_small_050.e3000_r224_in1k",  # tested with 256 pixels and another crop
+        "tinynet_e",  # of few pixels
+        pytest.param("tf_efficientnetv2_b3.in21k_ft_in1k", marks=pytest.mark.slow),  # squashes pictures
+    ],
+)
+def test_as_timm_measures_it(tmp_path, capsys, name):
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    with torch.no_grad():
+        model.get_classifier().weight.normal_(std=0.05)  # or the loss would be of no picture
+    weights = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), weights)
     root = make_set(tmp_path / "val", WNIDS[100:112])
     # Call a class as the network does, so that some answers are right.
-    probe = evaluate(weights, "--data", str(tmp_path), "--set", "imagenet", capsys=capsys)
+    how = {"capsys": capsys, "model": name}
+    probe = evaluate(weights, "--data", str(tmp_path), "--set", "imagenet", **how)
     true, said, _ = probe["most_confused"][0]
     names = [name.split(",")[0] for name in ImageNetInfo().label_descriptions()]
     (root / WNIDS[names.index(true)]).rename(root / WNIDS[names.index(said)])
-    found = evaluate(weights, "--data", str(tmp_path), "--set", "imagenet", capsys=capsys)
-    top1, top5, loss = as_timm_does(root, weights)
+    found = evaluate(weights, "--data", str(tmp_path), "--set", "imagenet", **how)
+    top1, top5, loss = as_timm_does(root, model)
     assert (found["top1"], found["top5"]) == (pytest.approx(top1, abs=1e-5), pytest.approx(top5, abs=1e-5))
     assert found["loss"] == pytest.approx(loss, rel=1e-6) and found["images"] == 24
     assert found["top1"] > 0

@@ -17,7 +17,13 @@ from xnext.data._sources import (
     stratified_split,
     user_path,
 )
-from xnext.data._transforms import Augment, Preprocessing, build_eval_transform, build_train_transform
+from xnext.data._transforms import (
+    Augment,
+    Preprocessing,
+    build_eval_transform,
+    build_resize,
+    build_train_transform,
+)
 
 __all__ = [
     "SMALL_SIDE",
@@ -39,6 +45,7 @@ __all__ = [
     "build_batch_transform",
     "build_eval_transform",
     "build_loader",
+    "build_resize",
     "build_train_transform",
     "check_data",
     "check_same_classes",

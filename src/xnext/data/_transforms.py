@@ -18,6 +18,9 @@ Transform = Callable[[Image.Image], Tensor]
 PHOTO_SIZE = 128
 """From this size on, in pixels, pictures are taken for photographs with a margin around their subject."""
 
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+_CROP_MODES = ("center", "squash", "border")
+
 _MAX_ASPECT = 16
 """The eval resize sees no picture longer than this many times its short side."""
 
@@ -33,6 +36,8 @@ class Preprocessing:
         interpolation: Resampling, by timm's names: ``bilinear``, ``bicubic``, ``nearest`` ...
         crop_pct: Share of the shorter side that the central crop of an evaluated picture keeps.
         in_chans: 3 for colour, 1 for grey.
+        crop_mode: What becomes of an oblong picture, by timm's names: ``center`` cuts its ends off,
+            ``squash`` brings it to a square, ``border`` adds to its sides.
     """
 
     image_size: int
@@ -41,6 +46,7 @@ class Preprocessing:
     interpolation: str
     crop_pct: float
     in_chans: int = 3
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -51,20 +57,17 @@ class Preprocessing:
             )
         if not len(self.mean) == len(self.std) == self.in_chans or min(self.std) <= 0:
             raise UserError(f"preprocessing: mean and std must have {self.in_chans} values, std more than 0")
-        if self.interpolation not in (
-            "nearest",
-            "bilinear",
-            "bicubic",
-            "box",
-            "hamming",
-            "lanczos",
-            "random",
-        ):
-            raise UserError(f"preprocessing: there is no interpolation {self.interpolation!r}")
+        for name, known in (("interpolation", _INTERPOLATIONS), ("crop_mode", _CROP_MODES)):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"preprocessing: there is no {name} {value!r}")
 
     @classmethod
     def for_model(
-        cls, model: nn.Module, image_size: int | None = None, crop_pct: float | None = None
+        cls,
+        model: nn.Module,
+        image_size: int | None = None,
+        crop_pct: float | None = None,
+        tested: bool = False,
     ) -> "Preprocessing":
         """Take what the network's ``pretrained_cfg`` asks for.
 
@@ -75,12 +78,16 @@ class Preprocessing:
             model: A network with timm's ``pretrained_cfg``.
             image_size: In pixels; by default the network's own.
             crop_pct: Share of the shorter side that the crop keeps; by default as said.
+            tested: Whether size and crop are those that published weights were tested with, which for many
+                networks are larger than those of their training.
 
         Raises:
-            UserError: The network takes neither 1 nor 3 channels, or the size is not positive.
+            UserError: The network takes neither 1 nor 3 channels or no square, or the size is not positive.
         """
-        config = resolve_model_data_config(model)
-        own_size = config["input_size"][-1]
+        config = resolve_model_data_config(model, use_test_size=tested)
+        _, height, own_size = config["input_size"]
+        if height != own_size:
+            raise UserError(f"a network for {height}x{own_size} pixels does not see the squares it is shown")
         size = own_size if image_size is None else image_size
         if size < 1:
             raise UserError(f"image size {size}: must be at least 1 pixel")
@@ -98,8 +105,9 @@ class Preprocessing:
             mean=tuple(mean),
             std=tuple(std),
             interpolation=config["interpolation"],
-            crop_pct=crop_pct or (config["crop_pct"] if size == own_size >= PHOTO_SIZE else 1.0),
+            crop_pct=crop_pct or (config["crop_pct"] if tested or size == own_size >= PHOTO_SIZE else 1.0),
             in_chans=in_chans,
+            crop_mode=config["crop_mode"],
         )
 
     @property
@@ -121,7 +129,7 @@ class Preprocessing:
         known = {field.name for field in fields(cls)}
         for key in values.keys() - known:
             raise UserError(f"preprocessing: unknown key {key!r}.{suggest(key, known)}")
-        for key in known - {"in_chans"} - values.keys():
+        for key in known - {"in_chans", "crop_mode"} - values.keys():
             raise UserError(f"preprocessing: key {key!r} is missing")
         return cls(**values)
 
@@ -134,11 +142,17 @@ class _LimitAspect:
     """Cut the ends off a very long picture, which the central crop drops anyway.
 
     Resizing its short side to the network's size first would take memory without bound.
+
+    Args:
+        crop_mode: The others look at the whole picture.
     """
+
+    def __init__(self, crop_mode: str):
+        self.crop_mode = crop_mode
 
     def __call__(self, image: Image.Image) -> Image.Image:
         longest = _MAX_ASPECT * min(image.size)
-        if max(image.size) <= longest:
+        if max(image.size) <= longest or self.crop_mode != "center":
             return image
         return transforms.functional.center_crop(
             image, [min(image.height, longest), min(image.width, longest)]
@@ -148,7 +162,7 @@ class _LimitAspect:
 def build_eval_transform(
     pre: Preprocessing, change: Callable[[Image.Image], Image.Image] | None = None
 ) -> Transform:
-    """Return the transform of evaluation and prediction: resize the short side, crop the centre, normalise.
+    """Return the transform of evaluation and prediction: resize, crop the centre, normalise.
 
     It takes an RGB image and returns float32 ``[in_chans, image_size, image_size]``, always the same.
 
@@ -167,10 +181,11 @@ def _evaluation_steps(pre: Preprocessing) -> list[Any]:
         pre.shape,
         interpolation=pre.interpolation,
         crop_pct=pre.crop_pct,
+        crop_mode=pre.crop_mode,
         mean=pre.mean,
         std=pre.std,
     )
-    return [_LimitAspect(), *_to_channels(steps.transforms, pre.in_chans)]
+    return [_LimitAspect(pre.crop_mode), *_to_channels(steps.transforms, pre.in_chans)]
 
 
 def build_resize(pre: Preprocessing) -> Callable[[Image.Image], Image.Image]:

@@ -7,7 +7,7 @@ places of a class (Grad-CAM++). The maps come from the pytorch-grad-cam package.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from xnext.data import Preprocessing, build_eval_transform
+from xnext.data import Preprocessing, build_eval_transform, build_resize
 from xnext.evaluation.predict import Classifier
 
 METHODS = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
@@ -151,11 +151,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def network_view(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Return the square part of ``image`` that the network sees, at a size fit to be looked at."""
-    side = min(image.size) * preprocessing.crop_pct
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    size = (_VIEW_PIXELS, _VIEW_PIXELS)
-    return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    """Return what the network sees of ``image``, a square at a size fit to be looked at."""
+    return build_resize(replace(preprocessing, image_size=_VIEW_PIXELS))(image).convert("RGB")
 
 
 def draw(

@@ -118,7 +118,7 @@ def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classi
     elif model is not None:
         name = model
         network, classes = _load_published(path, name)
-        preprocessing = Preprocessing.for_model(network)
+        preprocessing = Preprocessing.for_model(network, tested=True)
     else:
         raise UserError(
             f"{path} does not say which network it belongs to; add --model NAME (see `xnext models`)"
