@@ -125,7 +125,7 @@ def test_every_field_of_the_config_is_an_option(capsys, trained, tmp_path):
         "optimizer": "sgd", "lr": 0.5, "weight_decay": 0.25, "warmup": "15 steps", "clip_grad": 2.0,
         "device_batch_size": 3, "val_batch_size": 7, "bn_momentum": 0.2, "momentum": 0.8,
         "opt_eps": 1e-3, "opt_betas": [0.8, 0.9], "layer_decay": 0.7,
-        "schedule": "step", "min_lr": 1e-5, "decay_rate": 0.3, "decay_every": 2.0, "warmup_lr": 1e-4,
+        "schedule": "step", "min_lr": 1e-5, "power": 0.9, "decay_rate": 0.3, "decay_every": 2.0, "warmup_lr": 1e-4,
         "loss": "bce", "bce_threshold": 0.25, "auto_augment": "rand-m3", "random_erasing": 0.2,
         "color_jitter": 0.1, "repeats": 2, "crop_pct": 0.9, "save_every": "7 steps", "keep": 3,
         "label_smoothing": 0.2, "mixup": 0.1, "cutmix": 0.3, "augment": "strong", "drop_rate": 0.4,
@@ -144,7 +144,9 @@ def test_every_field_of_the_config_is_an_option(capsys, trained, tmp_path):
         else:
             words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     main(capsys, "train", *words)
-    assert trained[0].to_dict() == values
+    assert trained[0].to_dict() == values | {"decoder": None}
+    main(capsys, "train", "--model=a", "--data=b", "--output=c", "--decoder=fpn")
+    assert trained[1].decoder == "fpn"  # with which many of the others do not go
 
 
 def test_evaluation_measures_what_training_reported(capsys, run):

@@ -1,6 +1,7 @@
 """From a source to batches: memory, unreadable pictures, order."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,26 +65,33 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: int | tuple[int, int]) -> tuple[Tensor, int | np.ndarray, int]:
+    def __getitem__(self, place: int | tuple[int, int]) -> tuple[Tensor, Any, int]:
         if isinstance(place, int):
             return self._item(place)
         index, seed = place
         seed_cpu(seed)
         return self._item(index)
 
-    def _item(self, index: int) -> tuple[Tensor, int | np.ndarray, int]:
-        image = self._read(index)
-        if image is not None:
-            return self.transform(image), self._label(index), -1
+    def _item(self, index: int) -> tuple[Tensor, Any, int]:
+        loaded = self._load(index)
+        if loaded is not None:
+            return *loaded, -1
         if not self.training:
-            blank = Image.new("RGB", (1, 1))
-            return torch.zeros_like(self.transform(blank)), self._label(index) * 0 - 1, index
+            return *self._blank(index), index
         for step in range(1, len(self)):
-            other = (index + step) % len(self)
-            image = self._read(other)
-            if image is not None:
-                return self.transform(image), self._label(other), index
+            loaded = self._load((index + step) % len(self))
+            if loaded is not None:
+                return *loaded, index
         raise none_readable(self.source, self.bad_images)
+
+    def _load(self, index: int) -> tuple[Tensor, Any] | None:
+        """Return what the network is fed and the label, or None if the picture cannot be read."""
+        image = self._read(index)
+        return None if image is None else (self.transform(image), self._label(index))
+
+    def _blank(self, index: int) -> tuple[Tensor, Any]:
+        """Return what stands for a picture that cannot be read, with a label of no class."""
+        return torch.zeros_like(self.transform(Image.new("RGB", (1, 1)))), self._label(index) * 0 - 1
 
     def _label(self, index: int) -> int | np.ndarray:
         label = self.source.labels[index]

@@ -14,7 +14,10 @@ from xnext.errors import UserError
 
 # torchmetrics is imported where something is measured: it takes longer than all else that a command needs.
 
-METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "map_at_100": "MAP@100"}
+METRICS = {
+    "top1": "top-1", "top5": "top-5", "map": "mAP", "map_at_100": "MAP@100",
+    "miou": "mIoU", "mean_accuracy": "mean accuracy", "accuracy": "accuracy",
+}  # fmt: skip
 """What a measurement may hold beside ``loss``, all in percent, and how it is called."""
 
 

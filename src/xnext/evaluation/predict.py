@@ -103,6 +103,8 @@ def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classi
     metadata = None if path is None else read_metadata(path)
     if path is not None and metadata is not None:
         name = metadata["model_name"]
+        if decoder := metadata.get("extra", {}).get("train_config", {}).get("decoder"):
+            raise UserError(f"{checkpoint} is a segmentation network ({name} with {decoder}), no classifier")
         if model not in (None, name):
             raise UserError(f"{path} holds the network {name}, not {model}; leave --model out")
         classes = tuple(metadata["classes"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from xnext.errors import UserError, suggest
+from xnext.models import LoadReport, read_metadata
+from xnext.models._checkpoints import load_unchanged, read_tensors, read_weights
+from xnext.models._network import Network
 from xnext.models._registry import create_variant
 
 LEVELS = 4
@@ -160,6 +164,39 @@ def create_segmenter(
         raise UserError(f"num_classes is {num_classes}; a segmentation has at least 2 classes")
     backbone = create_variant(encoder, model_args or {}, num_classes=0, **options)
     return Segmenter(backbone, decoder, num_classes)
+
+
+def load_segmenter(network: Segmenter, path: Path) -> LoadReport:
+    """Load the weights of a whole segmentation network, or of a backbone alone.
+
+    Args:
+        network: Where to.
+        path: A checkpoint of such a network, or one of the backbone as a classifier, whose head is left out.
+
+    Raises:
+        UserError: The file cannot be read, or its tensors do not fit.
+    """
+    metadata = read_metadata(path) or {}
+    if decoder_of(metadata) is not None:
+        load_unchanged(network, read_tensors(path), str(path))
+        return LoadReport(str(path), "segmentation")
+    if isinstance(network.encoder, Network):
+        layout, state = read_weights(path)
+    else:
+        layout, state = "timm", read_tensors(path)
+    own = network.encoder.state_dict()
+    if not own.keys() & state.keys():
+        raise UserError(f"{path} holds no weights of this backbone; give a run or file of the same network")
+    # Some published files lack the counters of batch norms, which no result depends on.
+    kept = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    backbone = {key: value for key, value in state.items() if key in own}
+    load_unchanged(network.encoder, kept | backbone, str(path))
+    return LoadReport(str(path), layout)
+
+
+def decoder_of(metadata: Mapping[str, Any]) -> str | None:
+    """Return the decoder of the network in a checkpoint, by its metadata; None: it is a classifier."""
+    return metadata.get("extra", {}).get("train_config", {}).get("decoder")
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -85,7 +85,8 @@ def build_batches(
             "color_jitter": config.color_jitter,
         },
     )
-    batches = _LOADERS[config.loader](config, accelerator, data, preprocessing, plan)
+    load = _LOADERS[config.loader if config.decoder is None else "masks"]
+    batches = load(config, accelerator, data, preprocessing, plan)
     bad = [data.train.name(index) for index in batches.bad_images]
     check_bad_images(bad, len(data.train), config.max_bad_images)
     return batches
@@ -98,6 +99,24 @@ def _from_sources(
     transform = build_train_transform(preprocessing, config.augment, data.mirror, **plan.changes)
     train = ImageDataset(data.train, transform, training=True)
     val = ImageDataset(data.val, build_eval_transform(preprocessing), training=False)
+    return _in_batches(config, train, val, config.val_batch_size or config.batch_size, plan)
+
+
+def _from_masks(
+    config: TrainConfig, _: Accelerator, data: Any, preprocessing: Preprocessing, plan: _Plan
+) -> Batches:
+    """Read pictures and masks one by one; those held out are measured at sizes of their own, each alone."""
+    from xnext.segmentation.batches import MaskDataset, build_eval_masks, build_train_masks
+
+    transform = build_train_masks(preprocessing, config.augment, data.mirror)
+    train = MaskDataset(data.train, transform, training=True)
+    val = MaskDataset(data.val, build_eval_masks(preprocessing), training=False)
+    return _in_batches(config, train, val, plan.share["processes"], plan)
+
+
+def _in_batches(
+    config: TrainConfig, train: ImageDataset, val: ImageDataset, val_batch_size: int, plan: _Plan
+) -> Batches:
     loader = build_loader(
         train,
         batch_size=plan.size,
@@ -112,9 +131,7 @@ def _from_sources(
         size=plan.size,
         order=loader.batch_sampler.order,  # type: ignore[union-attr]
         train=loader,
-        val=build_loader(
-            val, batch_size=config.val_batch_size or config.batch_size, workers=config.workers, **plan.share
-        ),
+        val=build_loader(val, batch_size=val_batch_size, workers=config.workers, **plan.share),
         transform=None,
         bad_images=train.bad_images.keys(),
     )
@@ -169,7 +186,7 @@ def _pack(
     return packed
 
 
-_LOADERS = {"images": _from_sources, "memory": _from_memory}
+_LOADERS = {"images": _from_sources, "memory": _from_memory, "masks": _from_masks}
 
 
 def plan_batches(images: int, batch_size: int, even: bool, processes: int = 1) -> tuple[int, bool]:

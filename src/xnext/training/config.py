@@ -23,6 +23,12 @@ _LARGEST_IMAGE = 4096  # pixels a side; more is a typing error, and takes all me
 _MOST_WORKERS = 512  # likewise
 
 
+_OF_CLASSIFIERS = (
+    "loss", "bce_threshold", "label_smoothing", "class_weights", "mixup", "cutmix", "auto_augment",
+    "random_erasing", "color_jitter", "crop_pct", "drop_rate", "loader",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a training run; equal values give equal runs on a CPU.
@@ -30,9 +36,10 @@ class TrainConfig:
     Attributes:
         model: Name of the network; `xnext models` lists them. Or the YAML file of a search's winner.
         data: Images to learn from: `digits`, a folder, a table of paths and labels, `hf:NAME_OR_FOLDER`,
-            `torch/NAME` or `wds:SHARDS`.
+            `torch/NAME` or `wds:SHARDS`; with a decoder a folder of images and masks.
         output: Folder to create for the run; it must not exist or be empty.
         epochs: Passes over the training images.
+        decoder: What makes a segmentation network of it, with a class for every place: upernet or fpn.
         image_size: Side of the square input in pixels; None: the size the network was made for.
         batch_size: Images a training step, over all processes.
         device_batch_size: Most images that a device computes at once; None: all of its share of a batch.
@@ -45,8 +52,9 @@ class TrainConfig:
             that suits the optimiser and the batch size.
         weight_decay: Decay of the weights; norms and biases have none.
         layer_decay: Factor of the learning rate from each layer to the one before it; None: all alike.
-        schedule: Course of the learning rate after the warm-up: cosine, step or constant.
-        min_lr: Where the cosine ends; None: a hundredth of `lr`.
+        schedule: Course of the learning rate after the warm-up: cosine, poly, step or constant.
+        min_lr: Where the cosine or the polynomial ends; None: a hundredth of `lr`.
+        power: Of the polynomial.
         decay_rate: Factor of the learning rate at each decay of the step schedule.
         decay_every: Time between two decays, e.g. `2 epochs` or `3e6 samples`.
         warmup: Time of linear rise to `lr`, e.g. `5 epochs` or `500 steps`; None: a tenth of `epochs`.
@@ -104,6 +112,7 @@ class TrainConfig:
     data: str
     output: Path
     epochs: int = 30
+    decoder: Literal["upernet", "fpn"] | None = None
     image_size: int | None = None
     batch_size: int = 32
     device_batch_size: int | None = None
@@ -115,8 +124,9 @@ class TrainConfig:
     lr: float | str | None = None
     weight_decay: float = 0.05
     layer_decay: float | None = None
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "step", "constant"] = "cosine"
     min_lr: float | None = None
+    power: float = 1.0
     decay_rate: float = 0.94
     decay_every: float | str = "2 epochs"
     warmup: float | str | None = None
@@ -171,6 +181,8 @@ class TrainConfig:
             )
         if self.workers and self.loader == "memory":
             raise UserError("workers load images one by one, which loader memory does not; leave them out")
+        if self.decoder is not None:
+            self._check_segmentation()
         for name in ("warmup", "decay_every", "save_every", "freeze"):
             try:
                 parse_duration(getattr(self, name) or 0)
@@ -218,7 +230,7 @@ class TrainConfig:
             raise UserError(
                 "loss ce is for one class an image, and these images have several; use --loss bce"
             )
-        smoothing = 0.0 if multilabel else _SMOOTHING
+        smoothing = 0.0 if multilabel or self.decoder else _SMOOTHING
         return dataclasses.replace(
             self,
             image_size=image_size,
@@ -226,7 +238,7 @@ class TrainConfig:
             min_lr=_LOWEST * rate if self.min_lr is None else self.min_lr,
             warmup=f"{self.epochs / 10:g} epochs" if self.warmup is None else self.warmup,
             warmup_lr=_LOWEST * rate if self.warmup_lr is None else self.warmup_lr,
-            loss=self.loss or ("bce" if multilabel else "ce"),
+            loss=None if self.decoder else self.loss or ("bce" if multilabel else "ce"),
             label_smoothing=smoothing if self.label_smoothing is None else self.label_smoothing,
         )
 
@@ -285,6 +297,7 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
         most = {
             "clip_grad": math.inf,
+            "power": math.inf,
             "opt_eps": math.inf,
             "decay_rate": 1,
             "layer_decay": 1,
@@ -295,6 +308,13 @@ class TrainConfig:
             if value is not None and not (0 < value <= limit and value < math.inf):
                 more = "" if limit == math.inf else f" and at most {limit}"
                 raise UserError(f"{name} is {value}; it must be more than 0{more}")
+
+    def _check_segmentation(self) -> None:
+        """Raise a ``UserError`` for what is only for classifiers."""
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _OF_CLASSIFIERS:
+            if (value := getattr(self, name)) not in (fields[name], 0):
+                raise UserError(f"{name} {value!r} is for classifiers; leave it out, or the decoder")
 
     def _check_optimizer(self) -> None:
         """Raise a ``UserError`` for an optimiser that timm does not have, or its betas."""

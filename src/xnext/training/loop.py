@@ -21,7 +21,7 @@ from xnext.training.run import Run, require_free
 from xnext.training.setup import Setup, prepare
 from xnext.training.trainer import Trainer
 
-_FIXED = ("model", "model_args", "optimizer", "layer_decay")
+_FIXED = ("model", "model_args", "decoder", "optimizer", "layer_decay")
 """What a saved state holds only one kind of."""
 
 _VERSIONS_OF = ("xnext", "torch", "torchvision", "timm", "accelerate")

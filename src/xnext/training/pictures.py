@@ -35,7 +35,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best_epoch: int, title: str
     losses, metrics = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else None  # one point makes no line
-    main, second = (name for name in METRICS if f"val_{name}" in rows[0])
+    main, second, *_ = (name for name in METRICS if f"val_{name}" in rows[0])
     for axes, key, label, color in (
         (losses, "train_loss", "training", _ORANGE),
         (losses, "val_loss", "held out", _BLUE),
@@ -62,13 +62,19 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best_epoch: int, title: str
     return figure
 
 
-def draw_precision(precision: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draw the average precision of the classes as bars, of many classes the lowest.
+def draw_precision(
+    precision: np.ndarray,
+    classes: Sequence[str],
+    title: str,
+    names: tuple[str, str] = ("average precision", "mAP"),
+) -> Figure:
+    """Draw the average precision of the classes, or another share, as bars, of many classes the lowest.
 
     Args:
         precision: [classes], 0 to 1; NaN for a class that no image has, which is left out.
         classes: Names in the same order.
         title: What was evaluated on what.
+        names: Of the share, and of its mean over the classes.
     """
     known = [index for index in np.argsort(precision, kind="stable") if not np.isnan(precision[index])]
     shown = known[:_LISTED_CLASSES]
@@ -79,9 +85,9 @@ def draw_precision(precision: np.ndarray, classes: Sequence[str], title: str) ->
     axes.set_yticks(range(len(shown)), [_shorten(classes[index]) for index in shown])
     axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 108), xlabel="average precision, %")
+    axes.set(xlim=(0, 108), xlabel=f"{names[0]}, %")
     rest = f", the lowest {len(shown)} of {len(known)} classes" if len(shown) < len(known) else ""
-    axes.set_title(f"mAP {100 * np.nanmean(precision):.2f} %{rest}", fontsize=10)
+    axes.set_title(f"{names[1]} {100 * np.nanmean(precision):.2f} %{rest}", fontsize=10)
     axes.tick_params(axis="y", labelsize=9, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure

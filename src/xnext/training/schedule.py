@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
@@ -110,6 +110,9 @@ SCHEDULES: dict[str, Callable[..., Scheduler]] = {
     ),
     "step": lambda optimizer, steps, decay_steps, config, shared: StepLRScheduler(
         optimizer, decay_t=decay_steps, decay_rate=config.decay_rate, **shared
+    ),
+    "poly": lambda optimizer, steps, decay_steps, config, shared: PolyLRScheduler(
+        optimizer, t_initial=steps, lr_min=config.min_lr, power=config.power, **shared
     ),
     "constant": lambda optimizer, steps, decay_steps, config, shared: StepLRScheduler(
         optimizer, decay_t=1, decay_rate=1.0, **shared

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def prepare(config: TrainConfig) -> Setup:
     config = _absolute(config)
     with accelerator.main_process_first():  # the others find data in the cache, and a mistake is told once
         check_processes(config, accelerator)
-        data = load_data(config.data, seed=config.seed)
+        data = _load_data(config)
         set_seed(config.seed)  # here, so that the first weights do not depend on how the data were read
         network, report = build_network(config, len(data.classes))
         preprocessing = Preprocessing.for_model(network, config.image_size, config.crop_pct)
@@ -195,15 +196,32 @@ def build_network(config: TrainConfig, classes: int) -> tuple[nn.Module, LoadRep
     Raises:
         UserError: There is no such network, or its weights cannot be had.
     """
-    network = create_variant(
-        config.model,
-        config.model_args,
-        num_classes=classes,
-        drop_rate=config.drop_rate,
-        drop_path_rate=config.drop_path_rate,
-        pretrained=config.pretrained and config.checkpoint is None,
-    )
-    return network, load_checkpoint(network, _weights_file(config.checkpoint)) if config.checkpoint else None
+    pretrained = config.pretrained and config.checkpoint is None
+    options: dict[str, Any] = {"drop_path_rate": config.drop_path_rate, "pretrained": pretrained}
+    if config.decoder is not None:
+        from xnext.segmentation.networks import create_segmenter, load_segmenter
+
+        network: nn.Module = create_segmenter(
+            config.model, config.decoder, classes, model_args=config.model_args, **options
+        )
+        load: Callable[..., LoadReport] = load_segmenter
+    else:
+        network = create_variant(
+            config.model, config.model_args, num_classes=classes, drop_rate=config.drop_rate, **options
+        )
+        load = load_checkpoint
+    return network, load(network, _weights_file(config.checkpoint)) if config.checkpoint else None
+
+
+def _load_data(config: TrainConfig) -> Any:
+    """Load the images of a config; with a decoder those with masks, which are then looked at."""
+    if config.decoder is None:
+        return load_data(config.data, seed=config.seed)
+    from xnext.segmentation.data import check_masks, load_masks
+
+    data = load_masks(config.data, seed=config.seed)
+    check_masks(data)
+    return data
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

@@ -135,6 +135,10 @@ class MultiLabel(Task):
 
 def build_task(config: TrainConfig, data: ImageData) -> Task:
     """Return the task of a data set's kind of labels."""
+    if config.decoder is not None:
+        from xnext.segmentation.task import Segmentation  # here, since it needs this module
+
+        return Segmentation(config, data)
     return (MultiLabel if data.multilabel else Classification)(config, data)
 
 

@@ -1,0 +1,111 @@
+"""Images and masks on their way to a network: changed together, read one by one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+from xnext.data import BadImageError, ImageDataset, Preprocessing
+from xnext.segmentation.data import IGNORE, MaskSource
+
+_SCALES = (0.5, 2.0)
+_LONGEST = 4  # times the short side; mmsegmentation's 512x2048
+_DISTORTED = ("light", "strong")  # degrees of augmentation that change colours too
+
+
+class MaskDataset(ImageDataset):
+    """Transformed images of a source, each with its mask.
+
+    An item is ``(image, mask, bad_index)`` as of an ``ImageDataset``. In evaluation an image keeps its shape,
+    its mask is as large as the file's, and where one of the two cannot be read nothing of the mask counts.
+
+    Args:
+        source: Images and masks.
+        transform: Takes and returns image and mask; see the builders below.
+        training: Whether the next readable pair stands in for one that cannot be read.
+    """
+
+    source: MaskSource
+
+    def __init__(self, source: MaskSource, transform: v2.Transform, *, training: bool):
+        super().__init__(source, transform, training=training, cache=False)
+        self.change = transform
+
+    def _load(self, index: int) -> tuple[Tensor, Any] | None:
+        try:
+            image, mask = self.source.read(index), torch.from_numpy(self.source.mask(index))
+            if image.size != (mask.shape[1], mask.shape[0]):
+                raise BadImageError(self.source.mask_name(index), "has another size than its image")
+        except BadImageError as error:
+            self.bad_images[index] = error.reason
+            return None
+        image, mask = self.change(tv_tensors.Image(image), tv_tensors.Mask(mask.to(torch.uint8)))
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
+
+    def _blank(self, index: int) -> tuple[Tensor, Any]:
+        size = (1, 1)
+        image, _ = self.change(
+            tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8)),
+            tv_tensors.Mask(torch.zeros(size, dtype=torch.uint8)),
+        )
+        return image.as_subclass(Tensor), torch.full(size, IGNORE)
+
+
+def build_train_masks(pre: Preprocessing, augment: str, mirror: bool) -> v2.Transform:
+    """Return the transform of training: random scale, crop, mirror image and colours.
+
+    It takes an image uint8 [3, H, W] and its mask [H, W], and returns both with ``image_size`` squared
+    places; what the crop has beyond the image is grey, and ignored.
+
+    Args:
+        pre: Size and normalisation.
+        augment: ``none``: the crop alone is random; ``flip``: and the scale, and half are mirrored; else: and
+            the colours are distorted (Liu et al., "SSD", 2016).
+        mirror: Whether a mirrored image is still one of the set.
+    """
+    low, high = (1.0, 1.0) if augment == "none" else _SCALES
+    sizes = list(range(max(1, round(low * pre.image_size)), round(high * pre.image_size) + 1))
+    grey = tuple(round(255 * value) for value in pre.mean)
+    steps: list[v2.Transform] = [
+        v2.RandomShortestSize(sizes, _LONGEST * sizes[-1], antialias=True),
+        v2.RandomCrop(
+            pre.image_size, pad_if_needed=True, fill={tv_tensors.Image: grey, tv_tensors.Mask: IGNORE}
+        ),
+    ]
+    if mirror and augment != "none":
+        steps.append(v2.RandomHorizontalFlip())
+    if augment in _DISTORTED:
+        steps.append(v2.RandomPhotometricDistort())
+    return v2.Compose([*steps, *_normalise(pre)])
+
+
+def build_eval_masks(pre: Preprocessing) -> v2.Transform:
+    """Return the transform of evaluation: the short side becomes ``image_size``; the mask stays as it is."""
+    return v2.Compose([_ResizeImage(pre.image_size), *_normalise(pre)])
+
+
+class _ResizeImage(v2.Transform):
+    """Resize an image by its short side, and leave its mask."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self._size = size
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        return v2.functional.resize(
+            inpt, [self._size], InterpolationMode.BILINEAR, max_size=_longest(inpt, self._size)
+        )
+
+
+def _longest(image: Tensor, size: int) -> int | None:
+    """Return the most that the long side may become, where the image is so long that it would be more."""
+    short, long = sorted(image.shape[-2:])
+    return _LONGEST * size if long > _LONGEST * short else None
+
+
+def _normalise(pre: Preprocessing) -> list[v2.Transform]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(pre.mean), list(pre.std))]
