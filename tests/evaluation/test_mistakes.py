@@ -14,6 +14,8 @@ from timm.data import ImageNetInfo
 
 import xnext
 from xnext import cli
+from xnext.evaluation import cam
+from xnext.evaluation import mistakes as module
 from xnext.evaluation.answers import Answers
 from xnext.evaluation.mistakes import Mistakes
 from xnext.models import save_checkpoint
@@ -84,14 +86,14 @@ def images(tmp_path):
 def checkpoint(tmp_path):
     """Return what writes a network that gives one answer to all, and if blind looks nowhere."""
 
-    def write(said=1, blind=False, path=tmp_path / "network.safetensors", **extra):
+    def write(said=1, blind=False, path=tmp_path / "network.safetensors", classes=CLASSES, **extra):
         torch.manual_seed(0)
-        model = xnext.create_model("inceptionnext_debug", num_classes=3)
+        model = xnext.create_model("inceptionnext_debug", num_classes=len(classes))
         with torch.no_grad():
             model.head.fc.weight.mul_(not blind)
-            model.head.fc.bias.copy_(torch.tensor([8.0 if place == said else 0 for place in range(3)]))
+            model.head.fc.bias.copy_(8.0 * (torch.arange(len(classes)) == said))
         save_checkpoint(
-            path, model, model_name="inceptionnext_debug", model_args={}, classes=CLASSES,
+            path, model, model_name="inceptionnext_debug", model_args={}, classes=classes,
             preprocessing=PREPROCESSING, extra=extra,
         )  # fmt: skip
         return path
@@ -185,7 +187,7 @@ def test_a_run_gets_the_page_of_its_own_images(capsys, images, checkpoint, monke
     assert errors(capsys, best)[-1] == "wrote errors.html"
 
 
-def test_of_a_set_of_fewer_classes_their_own_names_are_told(capsys, tmp_path):
+def test_of_a_set_of_fewer_classes_their_own_names_are_told(capsys, monkeypatch, tmp_path):
     """ImageNet-A's first class is stingray, the seventh of ImageNet's."""
     names = [name.split(",")[0] for name in ImageNetInfo().label_descriptions()]
     model = xnext.create_model("xception_debug", num_classes=1000)
@@ -197,11 +199,25 @@ def test_of_a_set_of_fewer_classes_their_own_names_are_told(capsys, tmp_path):
     for wnid in ("n01498041", "n01531178"):
         (tmp_path / "a" / wnid).mkdir(parents=True)
         Image.new("RGB", (64, 64), "teal").save(tmp_path / "a" / wnid / "one.png")
+    asked = []
+    monkeypatch.setattr(module, "explain", lambda *words: asked.append(words[2]) or cam.explain(*words))
     output = tmp_path / "page.html"
     words = ["--checkpoint", tmp_path / "weights.pth", "--model", "xception_debug", "--set", "a", "--tta"]
     lines = errors(capsys, *words, "--data", tmp_path / "a", "--output", output)
     assert lines[0] == "2 images, 1 mistake, top-1 50.00 %"
     assert "1. goldfinch taken for stingray" in Page(output).text
+    assert asked == [[names.index("stingray")], [names.index("goldfinch")]], (
+        "the answer, then the right class"
+    )
+
+
+def test_several_classes_an_image_are_refused(capsys, images, checkpoint, tmp_path):
+    rows = [f"{part}/owl/<i>0.png,bird|owl,{part}" for part in ("train", "val")]
+    (images / "table.csv").write_text("\n".join(["path,labels,split", *rows]))
+    path = checkpoint(classes=("bird", "owl"), multilabel=True)
+    assert cli.main(["errors", str(path), "--data", str(images / "table.csv")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{images / 'table.csv'} has several classes an image" in line
 
 
 def test_a_name_that_is_no_text(capsys, images, checkpoint, tmp_path):

@@ -30,6 +30,7 @@ counted with one image more on either side, so that where there are few they say
 _STYLE = """
 body { max-width: 1280px }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr)); gap: 1rem }
+.cards { align-items: start }
 .card { border: 1px solid #dadce0; border-radius: .5rem; padding: .8rem; overflow-wrap: anywhere }
 .card h3 { font-size: 1rem; margin: 0 } .card p { margin: .3rem 0 0; font-size: .8rem }
 .file { font-family: ui-monospace, monospace; color: #5f6368 }
