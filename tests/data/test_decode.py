@@ -133,6 +133,13 @@ def test_decompression_bomb_is_refused_without_a_warning(width, height):
             decode_image(png_that_claims(width, height), "bomb.png")
 
 
+def test_a_lower_limit_of_pixels_is_kept_before_anything_is_decoded():
+    with pytest.raises(BadImageError, match=r"a\.png: is larger than 2 megapixels"):
+        decode_image(png_that_claims(2001, 1000), "a.png", max_pixels=2_000_000)
+    with pytest.raises(BadImageError, match="damaged"):
+        decode_image(png_that_claims(2000, 1000), "a.png", max_pixels=2_000_000)
+
+
 def test_compressed_text_bomb_is_refused():
     def chunk(tag: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))

@@ -34,7 +34,7 @@ class BadImageError(UserError):
         return f"{self.name}: {self.reason}; replace or remove the file"
 
 
-def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
+def decode_image(source: Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture by its content, whatever its file name ends in.
 
     The EXIF rotation is applied, transparency is laid on white, 16-bit and wider pixels are scaled to 8 bits,
@@ -43,15 +43,17 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     Args:
         source: A file, or the bytes of one.
         name: What to call it in an error; by default its path.
+        max_pixels: Largest picture that is decoded; what it says of its size is read before.
 
     Returns:
-        An image of mode RGB, 8 bits a channel, at most ``MAX_PIXELS`` large.
+        An image of mode RGB, 8 bits a channel, at most ``max_pixels`` large.
 
     Raises:
         BadImageError: It is missing, empty, truncated, no image, or too large.
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
-    return _decode_stream(io.BytesIO(read_image(source, name) if isinstance(source, Path) else source), name)
+    content = read_image(source, name) if isinstance(source, Path) else source
+    return _decode_stream(io.BytesIO(content), name, max_pixels)
 
 
 def read_image(path: Path, name: str | None = None, start: int = 0, size: int = -1) -> bytes:
@@ -78,7 +80,7 @@ def read_image(path: Path, name: str | None = None, start: int = 0, size: int = 
         raise BadImageError(name, f"cannot be opened ({reason})") from error
 
 
-def _decode_stream(stream: BinaryIO, name: str) -> Image.Image:
+def _decode_stream(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     if not stream.read(1):
         raise BadImageError(name, "the file is empty")
     stream.seek(0)
@@ -86,14 +88,14 @@ def _decode_stream(stream: BinaryIO, name: str) -> Image.Image:
         warnings.simplefilter("ignore")  # what Pillow grumbles about is either readable or refused below
         try:
             with Image.open(stream, formats=_readers()) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError
                 image.load()
                 return _to_rgb(_upright(image))
         except UnidentifiedImageError as error:
             raise BadImageError(name, "is no image, or is damaged at its start") from error
         except Image.DecompressionBombError as error:
-            limit = f"{MAX_PIXELS / 1e6:.0f} megapixels"
+            limit = f"{max_pixels / 1e6:.0f} megapixels"
             raise BadImageError(name, f"is larger than {limit} (a decompression bomb?)") from error
         except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
             reason = str(error).partition("\n")[0] or type(error).__name__
