@@ -63,6 +63,11 @@ def section(title: str, *parts: str) -> str:
     return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
 
 
+def figure(content: str, caption: str) -> str:
+    """Return a part of a page with a caption; both are HTML."""
+    return f"<figure>{content}<figcaption>{caption}</figcaption></figure>"
+
+
 def picture(image: Image.Image, shows: str) -> str:
     """Return an RGB picture that stands in the page itself, and what it shows in plain words."""
     buffer = io.BytesIO()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from xnext._page import escape, picture
+from xnext._page import escape, figure, picture
 from xnext._timing import time_calls
 from xnext.data import build_eval_transform, decode_image
 from xnext.errors import UserError, shown
@@ -45,7 +45,7 @@ _STYLE = """
 .said .views { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; margin: .8rem 0 }
 .said figure { margin: 0 } .said figcaption, .said .note { font-size: .8rem; opacity: .75 }
 .said img { width: 100%; height: auto; border-radius: .3rem; margin: 0 }
-.error { color: #b3261e; font-weight: 600 }
+.error { color: var(--error-text-color, #b3261e); font-weight: 600 }
 """
 
 
@@ -126,13 +126,10 @@ def _tell(classifier: Classifier, image: Image.Image) -> str:
     answer, where = shown(classes[0][0]), "no place stands out"
     if not seen.silent:
         where = picture(overlay(seen.views[0], seen.maps[0]), f"map for {answer}")
-    views = (
-        (picture(seen.views[0], "the picture"), "what the network sees"),
-        (where, f"where it looks for {escape(answer)}"),
-    )
-    figures = "".join(f"<figure>{view}<figcaption>{text}</figcaption></figure>" for view, text in views)
+    views = figure(picture(seen.views[0], "the picture"), "what the network sees")
+    views += figure(where, f"where it looks for {escape(answer)}")
     return (
-        f'<table>{rows}</table><div class="views">{figures}</div>'
+        f'<table>{rows}</table><div class="views">{views}</div>'
         f'<p class="note">{1e3 * statistics.median(times):.1f} ms: median of {_CALLS} forward passes of this'
         f" picture alone, on {escape(classifier.device)}</p>"
     )

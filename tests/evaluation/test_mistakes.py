@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 import xnext
 from xnext import cli
 from xnext.evaluation import cam
-from xnext.evaluation import mistakes as module
+from xnext.evaluation import mistakes_page as module
 from xnext.evaluation.answers import Answers
 from xnext.evaluation.mistakes import Mistakes
 from xnext.models import save_checkpoint
@@ -143,6 +143,7 @@ def test_the_page_shows_every_mistake_once_and_nothing_is_taken_for_html(
     assert page.text.count("shown above as number") == 4 and len(page.alts) == 12
     assert "i" not in page.tags and page.tags.count("b") == 8, "names are text"
     assert page.text.count("<i>") == 8 and "img" in page.tags
+    assert page.alts[:3] == ["the image", 'map for dog & "co"', "map for <b>cat"]
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page.source), "it asks the network for nothing"
 
 

@@ -9,6 +9,7 @@ from xnext._parser import Parser
 from xnext.cli._common import Verb, at_least, require_ending
 from xnext.cli._measured import add_measured_options, open_data, open_pass
 from xnext.errors import UserError, shown
+from xnext.evaluation.mistakes import Mistakes
 from xnext.evaluation.report import imagenet_set, own_set
 from xnext.evaluation.sets import SETS
 
@@ -28,12 +29,13 @@ def _options(parser: Parser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
-    from xnext.evaluation.mistakes import Mistakes, summarise_mistakes, write_mistakes  # needs OpenCV
+    from xnext.evaluation.mistakes_page import write_mistakes  # needs OpenCV
 
     run, output = arguments.run, arguments.output
     if output is None:
         output = run / _PAGE if run is not None and run.is_dir() else _PAGE
     require_ending(output, ".html")
+    require_writable(output)  # told before an hour of work
     at_least(arguments, "count", 1)
     how, source = open_pass(arguments, "errors", SETS)
     if arguments.set:
@@ -45,10 +47,9 @@ def _run(arguments: Namespace) -> int:
                 f"{data.name} has several classes an image; mistakes are told of one class an image"
             )
         test, title = own_set(data), data.name
-    require_writable(output)  # told before an hour of work
     mistakes = Mistakes.of(how.ask(test, "evaluating"))
     write_mistakes(output, how, test, f"{source} on {title}", mistakes, arguments.count)
-    print(summarise_mistakes(mistakes))
+    print(mistakes.summary)
     for index in mistakes.answers.bad_images:
         print(f"unreadable, not counted: {shown(test.source.name(index))}")
     print(f"wrote {output}")

@@ -43,7 +43,7 @@ def decode_image(source: Path | bytes, name: str | None = None, max_pixels: int 
     Args:
         source: A file, or the bytes of one.
         name: What to call it in an error; by default its path.
-        max_pixels: Largest picture that is decoded; what it says of its size is read before.
+        max_pixels: Largest picture that is decoded; its size is checked before.
 
     Returns:
         An image of mode RGB, 8 bits a channel, at most ``max_pixels`` large.
