@@ -50,6 +50,13 @@ def test_cmyk_keeps_its_colours():
         assert np.allclose(pixels(decode_image(encode(ink, kind))), (255, 0, 0), atol=3)
 
 
+@pytest.mark.parametrize("compression", [None, "jpeg", "tiff_lzw"])
+def test_ycbcr_keeps_its_colours(compression):
+    data = encode(ASTRONAUT.convert("YCbCr"), "TIFF", compression=compression)
+    difference = np.abs(pixels(decode_image(data)) - np.asarray(ASTRONAUT))
+    assert difference.mean() < (8 if compression == "jpeg" else 2)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_is_scaled_not_clipped(kind):
     ramp = np.arange(0, 65536, 1000, dtype=np.uint16).reshape(6, 11)

@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
 
 from xnext.errors import UserError
 
@@ -17,6 +18,7 @@ from xnext.errors import UserError
 _FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "MPO", "PPM", "TIFF", "TGA",
 )  # fmt: skip
+_YCBCR = 6  # in a TIFF's header
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels (256 MiB as RGB): a small file may claim to hold far more."""
@@ -90,6 +92,7 @@ def _decode_stream(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
             with Image.open(stream, formats=_readers()) as image:
                 if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError
+                _mend_ycbcr(image)
                 image.load()
                 return _to_rgb(_upright(image))
         except UnidentifiedImageError as error:
@@ -100,6 +103,15 @@ def _decode_stream(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise BadImageError(name, f"is damaged or truncated ({reason})") from error
+
+
+def _mend_ycbcr(image: Any) -> None:
+    """Tell Pillow before 13 that the pixels of an uncompressed YCbCr TIFF have three bytes, not four."""
+    if image.format != "TIFF" or image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) != _YCBCR:
+        return
+    if all(codec == "raw" for codec, *_ in image.tile):
+        image._mode = "YCbCr"
+        image.tile = [(*where, ("YCbCr", *how)) for *where, (_, *how) in image.tile]
 
 
 @cache
