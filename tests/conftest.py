@@ -1,6 +1,8 @@
 """What all tests share."""
 
 import os
+import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,3 +21,34 @@ def _deterministic() -> None:
     """Give every test one thread and the same random numbers: comparisons must not depend on the machine."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return a browser's path; where there is none the test is left out."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("there is no Chromium")
+    return found
+
+
+@pytest.fixture
+def browser_page(chromium):
+    """Return what opens a page in a browser, together with what it asked for and complained of."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+
+    @contextmanager
+    def open_page(address, **options):
+        with sync_api.sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page(**options)
+            page.set_default_timeout(60_000)
+            page.asked, page.complaints = [], []
+            page.on("request", lambda request: page.asked.append(request.url))
+            page.on("pageerror", lambda error: page.complaints.append(str(error)))
+            page.on("console", lambda one: one.type == "error" and page.complaints.append(one.text))
+            page.goto(address)
+            yield page
+            browser.close()
+
+    return open_page

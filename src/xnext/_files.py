@@ -51,6 +51,21 @@ def write_atomic(path: Path, data: bytes) -> None:
     save_atomic(path, lambda temporary: temporary.write_bytes(data))
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before any work is done; nothing is left there.
+
+    Raises:
+        UserError: As :func:`write_atomic` would; the line names the file and the reason.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 def save_atomic(path: Path, save: Callable[[Path], object]) -> None:
     """Let ``save`` write a temporary file beside ``path``, make it durable and rename it into place.
 

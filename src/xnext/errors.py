@@ -27,6 +27,11 @@ def shorten(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(map(repr, names[:limit])) + (f" and {rest} more" if rest > 0 else "")
 
 
+def shown(name: str) -> str:
+    """Return a name that stays on its line, of a table or a page."""
+    return name if name.isprintable() else repr(name)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether there was too little memory, of the host or of a device."""
     import torch  # which most commands that end with a mistake have no need of

@@ -24,7 +24,7 @@ TRAIN = [
 def picture(seed=0, mode="RGB", size=(24, 20)):
     channels = len(Image.new(mode, (1, 1)).getbands())
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
-    return Image.fromarray(pixels.squeeze(), mode if channels != 1 else None)
+    return Image.fromarray(pixels, mode) if channels > 1 else Image.fromarray(pixels[..., 0])
 
 
 def save_bytes(*args, image=None, **kwargs):
@@ -80,6 +80,7 @@ UNUSUAL = {
     "alpha.png": save_bytes("PNG", image=picture(mode="RGBA")),
     "animated.gif": animation(),
     "exif-rotated.jpg": rotated(),
+    "one-pixel.png": save_bytes("PNG", image=picture(size=(1, 1))),
 }
 
 

@@ -50,6 +50,13 @@ def test_cmyk_keeps_its_colours():
         assert np.allclose(pixels(decode_image(encode(ink, kind))), (255, 0, 0), atol=3)
 
 
+@pytest.mark.parametrize("compression", [None, "jpeg", "tiff_lzw"])
+def test_ycbcr_keeps_its_colours(compression):
+    data = encode(ASTRONAUT.convert("YCbCr"), "TIFF", compression=compression)
+    difference = np.abs(pixels(decode_image(data)) - np.asarray(ASTRONAUT))
+    assert difference.mean() < (8 if compression == "jpeg" else 2)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_is_scaled_not_clipped(kind):
     ramp = np.arange(0, 65536, 1000, dtype=np.uint16).reshape(6, 11)
@@ -131,6 +138,13 @@ def test_decompression_bomb_is_refused_without_a_warning(width, height):
         warnings.simplefilter("error")
         with pytest.raises(BadImageError, match="89 megapixels"):
             decode_image(png_that_claims(width, height), "bomb.png")
+
+
+def test_a_lower_limit_of_pixels_is_kept_before_anything_is_decoded():
+    with pytest.raises(BadImageError, match=r"a\.png: is larger than 2 megapixels"):
+        decode_image(png_that_claims(2001, 1000), "a.png", max_pixels=2_000_000)
+    with pytest.raises(BadImageError, match="damaged"):
+        decode_image(png_that_claims(2000, 1000), "a.png", max_pixels=2_000_000)
 
 
 def test_compressed_text_bomb_is_refused():

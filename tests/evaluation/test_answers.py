@@ -98,6 +98,7 @@ def test_several_right_classes():
     found = collect(Table(logits), [(images, torch.zeros(2), torch.tensor([-1, -1]))], right, "cpu")
     assert found.hits.tolist() == [[False, True, True], [False, True, True]]
     logs = logits.log_softmax(1)
+    assert found.nearest.tolist() == [2, 1]
     assert found.loss == pytest.approx([-logs[0, 2].item(), -logs[1, 1].item()])
 
 

@@ -1,7 +1,6 @@
 """The report, as a browser shows it."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from xnext.cli import main
 from xnext.search import Search
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECTIONS = (
     "The best network", "Accuracy over time", "What it costs", "What mattered", "All trials at once",
     "Learning curves", "What went wrong", "Trials", "Do it again",
@@ -34,11 +32,10 @@ def test_it_is_one_file_with_everything(searched):
         assert f"<td>{record.number}</td><td>{record.network}</td>" in own
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_a_browser_draws_every_figure(searched, tmp_path):
+def test_a_browser_draws_every_figure(searched, tmp_path, chromium):
     done = subprocess.run(
         [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
             f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000", "--dump-dom",
             str(searched / "report.html"),
         ],

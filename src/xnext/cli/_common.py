@@ -59,11 +59,6 @@ def new_table(*headings: str) -> Table:
     return table
 
 
-def shown(name: str) -> str:
-    """Return a name that stays on its line of a table."""
-    return name if name.isprintable() else repr(name)
-
-
 def at_least(arguments: Namespace, name: str, least: int) -> int:
     """Return the value of an option after checking that it is not too small."""
     if arguments[name] < least:
@@ -71,10 +66,10 @@ def at_least(arguments: Namespace, name: str, least: int) -> int:
     return arguments[name]
 
 
-def require_png(path: Path) -> None:
-    """Refuse an ``--output`` whose name says that it is no PNG, before any work is done."""
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--output {path} must end in .png, since that is what it will be")
+def require_ending(path: Path, ending: str) -> None:
+    """Refuse an ``--output`` whose name says that it is something else, before any work is done."""
+    if path.suffix.lower() != ending:
+        raise UserError(f"--output {path} must end in {ending}, since that is what it will be")
 
 
 def watched(items: Iterable[Any], title: str, total: int | None = None) -> Iterable[Any]:

@@ -6,7 +6,7 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import CHECKPOINT_HELP, MODEL_HELP, Verb, require_png
+from xnext.cli._common import CHECKPOINT_HELP, MODEL_HELP, Verb, require_ending
 from xnext.data import decode_image, find_images
 from xnext.errors import UserError, suggest
 from xnext.evaluation.predict import load_classifier
@@ -37,7 +37,7 @@ def _cam_options(parser: Parser) -> None:
 def _cam(arguments: Namespace) -> int:
     from xnext.evaluation import cam  # here, since it alone needs OpenCV and matplotlib
 
-    require_png(arguments.output)
+    require_ending(arguments.output, ".png")
     files = find_images(arguments.images)
     if len(files) > _MOST_IN_ONE_PICTURE:
         raise UserError(

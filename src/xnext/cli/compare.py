@@ -8,8 +8,8 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import Verb, new_table, print_table, require_png, shown
-from xnext.errors import UserError
+from xnext.cli._common import Verb, new_table, print_table, require_ending
+from xnext.errors import UserError, shown
 from xnext.evaluation.accuracy import METRICS
 from xnext.training.compare import MOST_CURVES, draw_comparison, read_runs
 
@@ -25,7 +25,7 @@ def _compare_options(parser: Parser) -> None:
 def _compare(arguments: Namespace) -> int:
     output = arguments.output
     if output is not None:
-        require_png(output)
+        require_ending(output, ".png")
     runs = read_runs(arguments.runs)
     if output is not None:
         if len(runs) > MOST_CURVES:

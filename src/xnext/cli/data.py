@@ -8,9 +8,10 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import DATA_HELP, Verb, at_least, new_table, print_table, require_png, shown, watched
+from xnext.cli._common import DATA_HELP, Verb, at_least, new_table, print_table, require_ending, watched
 from xnext.data import SMALL_SIDE, DataReport, check_data, load_data
 from xnext.data.pictures import draw_contact_sheet
+from xnext.errors import shown
 
 _MOST_CLASSES = 20  # in the table; of more, the rarest are listed
 _RAREST = 5
@@ -32,7 +33,7 @@ def _data(arguments: Namespace) -> int:
     started = time.perf_counter()
     seed = at_least(arguments, "seed", 0)
     if arguments.output is not None:
-        require_png(arguments.output)
+        require_ending(arguments.output, ".png")
     data = load_data(arguments.data, seed=seed)
     if arguments.output is not None:  # first, since a place that cannot be written to is soon told
         write_figure(arguments.output, draw_contact_sheet(data))

@@ -6,83 +6,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 from jsonargparse import Namespace
 
 from xnext._files import make_folder, write_atomic
 from xnext._parser import Parser
-from xnext.cli._common import DATA_HELP, MODEL_HELP, Verb, at_least, new_table, print_table, watched
-from xnext.data import ImageData, check_same_classes, load_data
+from xnext.cli._common import Verb, new_table, print_table
+from xnext.cli._measured import add_measured_options, open_data, open_pass
 from xnext.data.corruptions import SEVERITIES
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError
 from xnext.evaluation.accuracy import METRICS
-from xnext.evaluation.predict import Classifier, load_classifier
-from xnext.evaluation.report import Pass, measure_corrupted, measure_data, measure_set, measure_several
+from xnext.evaluation.report import measure_corrupted, measure_data, measure_set, measure_several
 from xnext.evaluation.sets import CLASSES, SETS
 
 _CORRUPTED = "corrupted"
+_SETS = {name: kind.what for name, kind in SETS.items()} | {_CORRUPTED: "any images, made worse"}
 _LABELS = METRICS | {"calibration_error": "calibration error"}
 
 
 def _evaluate_options(parser: Parser) -> None:
-    parser.add_argument(
-        "run", type=Path | None, nargs="?", metavar="RUN|MODEL",
-        help="Folder that `xnext train` left, or a network of this project or timm, with published weights.",
-    )  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path | None, metavar="FILE", help="Weights, instead of a RUN.")
-    parser.add_argument("--model", type=str | None, metavar="NAME", help=MODEL_HELP)
-    parser.add_argument(
-        "--data",
-        type=str | None,
-        metavar="SPEC",
-        help=f"{DATA_HELP} Default: what RUN held out of its training.",
-    )
-    kinds = "; ".join(f"{name}: {kind.what}" for name, kind in SETS.items())
-    parser.add_argument(
-        "--set", type=str | None, metavar="NAME",
-        help=f"What the images are. {kinds}; {_CORRUPTED}: any images, made worse.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tta", action="store_true", help="Look at each image mirrored too, and average the probabilities."
-    )
+    add_measured_options(parser, _SETS)
     parser.add_argument(
         "--output", type=Path | None, metavar="FOLDER",
         help="Write report.json, classes.csv, confusions.csv and reliability.png there.",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="Images at once.")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="Processes that load images; 0: the command itself.",
-    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
 
 
 def _evaluate(arguments: Namespace) -> int:
     started = time.perf_counter()
-    at_least(arguments, "batch_size", 1)
-    at_least(arguments, "workers", 0)
-    if arguments.set not in (None, *SETS, _CORRUPTED):
-        names = [*SETS, _CORRUPTED]
-        nearest = suggest(arguments.set, names) or f" Choose from {', '.join(names)}."
-        raise UserError(f"--set {arguments.set!r} is unknown.{nearest}")
-    if arguments.set in SETS and arguments.data is None:
-        raise UserError(f"--set {arguments.set} needs --data FOLDER, where its images are")
-    classifier, source = _load(arguments)
-    how = Pass(
-        classifier=classifier, batch_size=arguments.batch_size, workers=arguments.workers,
-        mirrored=arguments.tta, watch=watched,
-    )  # fmt: skip
+    how, source = open_pass(arguments, "evaluate", _SETS)
     if arguments.output is not None:
         make_folder(arguments.output)  # what cannot be written to is told before an hour of work
-    report: dict[str, Any] = {"model": classifier.name}
+    report: dict[str, Any] = {"model": how.classifier.name}
     if arguments.set in SETS:
         report |= measure_set(how, arguments.set, arguments.data, arguments.output)
     else:
-        data = _evaluation_data(arguments.data, classifier, source)
-        _require_same_classes(classifier, data, source)
+        data = open_data(arguments.data, how.classifier, source)
         report |= {"data": data.name}
         if not data.multilabel:
             report |= measure_data(how, data, arguments.output)
@@ -101,50 +60,6 @@ def _evaluate(arguments: Namespace) -> int:
         if arguments.output is not None:
             print(f"wrote {arguments.output}")
     return 0
-
-
-def _load(arguments: Namespace) -> tuple[Classifier, str]:
-    """Return the network, and what it is called in messages."""
-    if (arguments.run is None) == (arguments.checkpoint is None):
-        raise UserError("give either a RUN or --checkpoint FILE; see xnext evaluate --help")
-    name = str(arguments.run)
-    if arguments.run is not None and not arguments.run.exists() and timm.is_model(name.partition(".")[0]):
-        return load_classifier(None, name), name
-    checkpoint = arguments.run or arguments.checkpoint
-    return load_classifier(checkpoint, arguments.model), str(checkpoint)
-
-
-def _evaluation_data(spec: str | None, classifier: Classifier, source: str) -> ImageData:
-    """Load the data of a spec, by default those of the training; split as for it."""
-    if spec is None and classifier.data is None:
-        raise UserError(f"{source} does not say which images to take; add --data SPEC")
-    try:
-        return load_data(spec or str(classifier.data), seed=classifier.seed)
-    except UserError as error:
-        raise (
-            error if spec else UserError(f"{error} (what {source} was trained on; add --data SPEC)")
-        ) from error
-
-
-def _require_same_classes(classifier: Classifier, data: ImageData, source: str) -> None:
-    """Refuse data whose labels mean something else to the network, in a line that lists the difference."""
-    if classifier.named and classifier.multilabel != data.multilabel:
-        kinds = ("one class an image", "several classes an image")
-        raise UserError(
-            f"{source} was trained for {kinds[classifier.multilabel]}, but {data.name} has"
-            f" {kinds[data.multilabel]}; give other --data"
-        )
-    if classifier.classes == data.classes:
-        return
-    sizes = f"{source} knows {len(classifier.classes)} classes and {data.name} has {len(data.classes)}"
-    if not classifier.named:
-        if len(classifier.classes) == len(data.classes):
-            return
-        raise UserError(f"{sizes}; give other --data")
-    try:
-        check_same_classes(sizes, classifier.classes, data.classes, ("the checkpoint", "the data"))
-    except UserError as error:
-        raise UserError(f"{error}; give other --data") from error
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
 
 from xnext.errors import UserError
 
@@ -17,6 +18,7 @@ from xnext.errors import UserError
 _FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "MPO", "PPM", "TIFF", "TGA",
 )  # fmt: skip
+_YCBCR = 6  # in a TIFF's header
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels (256 MiB as RGB): a small file may claim to hold far more."""
@@ -34,7 +36,7 @@ class BadImageError(UserError):
         return f"{self.name}: {self.reason}; replace or remove the file"
 
 
-def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
+def decode_image(source: Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture by its content, whatever its file name ends in.
 
     The EXIF rotation is applied, transparency is laid on white, 16-bit and wider pixels are scaled to 8 bits,
@@ -43,15 +45,17 @@ def decode_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     Args:
         source: A file, or the bytes of one.
         name: What to call it in an error; by default its path.
+        max_pixels: Largest picture that is decoded; its size is checked before.
 
     Returns:
-        An image of mode RGB, 8 bits a channel, at most ``MAX_PIXELS`` large.
+        An image of mode RGB, 8 bits a channel, at most ``max_pixels`` large.
 
     Raises:
         BadImageError: It is missing, empty, truncated, no image, or too large.
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
-    return _decode_stream(io.BytesIO(read_image(source, name) if isinstance(source, Path) else source), name)
+    content = read_image(source, name) if isinstance(source, Path) else source
+    return _decode_stream(io.BytesIO(content), name, max_pixels)
 
 
 def read_image(path: Path, name: str | None = None, start: int = 0, size: int = -1) -> bytes:
@@ -78,7 +82,7 @@ def read_image(path: Path, name: str | None = None, start: int = 0, size: int = 
         raise BadImageError(name, f"cannot be opened ({reason})") from error
 
 
-def _decode_stream(stream: BinaryIO, name: str) -> Image.Image:
+def _decode_stream(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     if not stream.read(1):
         raise BadImageError(name, "the file is empty")
     stream.seek(0)
@@ -86,18 +90,28 @@ def _decode_stream(stream: BinaryIO, name: str) -> Image.Image:
         warnings.simplefilter("ignore")  # what Pillow grumbles about is either readable or refused below
         try:
             with Image.open(stream, formats=_readers()) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError
+                _mend_ycbcr(image)
                 image.load()
                 return _to_rgb(_upright(image))
         except UnidentifiedImageError as error:
             raise BadImageError(name, "is no image, or is damaged at its start") from error
         except Image.DecompressionBombError as error:
-            limit = f"{MAX_PIXELS / 1e6:.0f} megapixels"
+            limit = f"{max_pixels / 1e6:.0f} megapixels"
             raise BadImageError(name, f"is larger than {limit} (a decompression bomb?)") from error
         except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise BadImageError(name, f"is damaged or truncated ({reason})") from error
+
+
+def _mend_ycbcr(image: Any) -> None:
+    """Tell Pillow before 13 that the pixels of an uncompressed YCbCr TIFF have three bytes, not four."""
+    if image.format != "TIFF" or image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) != _YCBCR:
+        return
+    if all(codec == "raw" for codec, *_ in image.tile):
+        image._mode = "YCbCr"
+        image.tile = [(*where, ("YCbCr", *how)) for *where, (_, *how) in image.tile]
 
 
 @cache

@@ -28,6 +28,7 @@ class Answers:
         top: int64 [N, up to 5], the most probable classes, the first one first.
         confidence: float64 [N], probability of the first.
         loss: float64 [N], negative log-likelihood of the right class, the most probable where there are more.
+        nearest: int64 [N], that class.
         sources: int64 [N], places of the images in their source.
         bad_images: Places of the images that could not be read.
     """
@@ -36,6 +37,7 @@ class Answers:
     top: np.ndarray
     confidence: np.ndarray
     loss: np.ndarray
+    nearest: np.ndarray
     sources: np.ndarray
     bad_images: list[int]
 
@@ -73,7 +75,7 @@ def collect(
     Raises:
         UserError: Not one image could be read, or the outputs are not finite or of other classes.
     """
-    tops, confidences, losses, sources, bad_images = [], [], [], [], []
+    tops, confidences, losses, nearest, sources, bad_images = [], [], [], [], [], []
     place = 0
     with torch.inference_mode():
         for images, _, bad in loader:
@@ -97,14 +99,16 @@ def collect(
             logs = logits.double().log_softmax(dim=1).cpu()
             tops.append(top.numpy())
             confidences.append(logs.gather(1, top[:, :1])[:, 0].exp().numpy())
-            losses.append(-logs.masked_fill(~torch.from_numpy(right[places]), -torch.inf).amax(dim=1).numpy())
+            best = logs.masked_fill(~torch.from_numpy(right[places]), -torch.inf).max(dim=1)
+            losses.append(-best.values.numpy())
+            nearest.append(best.indices.numpy())
             sources.append(places)
     if not sources:
         raise UserError(f"none of the {len(bad_images)} images could be read, so there is nothing to measure")
     kept = np.concatenate(sources)
     return Answers(
         right=right[kept], top=np.concatenate(tops), confidence=np.concatenate(confidences),
-        loss=np.concatenate(losses), sources=kept, bad_images=bad_images,
+        loss=np.concatenate(losses), nearest=np.concatenate(nearest), sources=kept, bad_images=bad_images,
     )  # fmt: skip
 
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
@@ -57,7 +57,7 @@ class Explanation:
 def explain(
     classifier: Classifier,
     images: Sequence[Image.Image],
-    target: int | None = None,
+    target: int | Sequence[int] | None = None,
     method: str = "gradcam",
     name: str | None = None,
 ) -> Explanation:
@@ -66,7 +66,7 @@ def explain(
     Args:
         classifier: A trained network.
         images: N images of any size, mode RGB.
-        target: Index of the class to look for; None: the most probable one of each image.
+        target: Index of the class to look for, or of one an image; None: the most probable one of each.
         method: One of ``METHODS``.
         name: What to call the network; by default its own name.
     """
@@ -74,7 +74,10 @@ def explain(
     inputs = torch.stack([transform(image) for image in images]).to(classifier.device)
     with torch.inference_mode():
         probabilities = classifier.probabilities(classifier.model(inputs)).cpu()
-    targets = probabilities.argmax(dim=1).tolist() if target is None else [target] * len(images)
+    if target is None:
+        targets = probabilities.argmax(dim=1).tolist()
+    else:
+        targets = [target] * len(images) if isinstance(target, int) else list(target)
     maps = activation_maps(classifier.model, inputs, targets, method=method)
     verdicts = [
         f"{classifier.classes[index]} ({row[index]:.1%})"
@@ -174,12 +177,12 @@ def draw(
     for panel in axes:
         panel.set_axis_off()
     for index, (name, view, heat, verdict) in enumerate(zip(names, views, maps, verdicts, strict=True)):
-        image, overlay = axes[2 * index : 2 * index + 2]
+        image, panel = axes[2 * index : 2 * index + 2]
         image.imshow(view)
         image.set_title(_shorten(name), fontsize=9)
-        _draw_overlay(overlay, view, heat)
+        panel.imshow(overlay(view, heat))
         silent = "" if heat.any() else "\n(no place stands out)"
-        overlay.set_title(_shorten(verdict) + silent, fontsize=9)
+        panel.set_title(_shorten(verdict) + silent, fontsize=9)
     return figure
 
 
@@ -198,7 +201,7 @@ def draw_grid(names: Sequence[str], explanations: Sequence[Explanation]) -> Figu
         axes[row, 0].imshow(explanations[0].views[row])
         axes[row, 0].set_title(_shorten(name), fontsize=9)
         for panel, one in zip(axes[row, 1:], explanations, strict=True):
-            _draw_overlay(panel, one.views[row], one.maps[row])
+            panel.imshow(overlay(one.views[row], one.maps[row]))
             silent = "\n(no place stands out)" if row in one.silent else ""
             panel.set_title(f"{_shorten(one.network)}\n{_shorten(one.verdicts[row])}{silent}", fontsize=9)
     for panel in axes.flat:
@@ -206,12 +209,13 @@ def draw_grid(names: Sequence[str], explanations: Sequence[Explanation]) -> Figu
     return figure
 
 
-def _draw_overlay(axes: Axes, view: Image.Image, heat: np.ndarray) -> None:
-    """Lay the map over a grey copy of the image; where the map is zero the image stays as it is."""
-    axes.imshow(view.convert("L"), cmap="gray", vmin=0, vmax=255)
-    extent = (-0.5, view.width - 0.5, view.height - 0.5, -0.5)
+def overlay(view: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Lay a map [H, W] in [0, 1] over a grey copy of an image, which shows where the map is zero."""
     smooth = np.asarray(Image.fromarray(heat).resize(view.size, Image.Resampling.BICUBIC)).clip(0, 1)
-    axes.imshow(smooth, cmap="turbo", vmin=0, vmax=1, alpha=0.75 * np.sqrt(smooth), extent=extent)
+    colours = matplotlib.colormaps["turbo"](smooth)[..., :3]
+    share = 0.75 * np.sqrt(smooth)[..., None]
+    grey = np.asarray(view.convert("L"))[..., None] / 255
+    return Image.fromarray(np.rint(255 * (share * colours + (1 - share) * grey)).astype(np.uint8))
 
 
 def _shorten(text: str) -> str:

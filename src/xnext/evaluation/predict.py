@@ -80,6 +80,15 @@ class Prediction:
     error: str | None = None
 
 
+def knows_its_network(checkpoint: Path) -> bool:
+    """Return whether a run or a weight file says itself which network it belongs to.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    return not checkpoint.is_file() or read_metadata(checkpoint) is not None
+
+
 def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classifier:
     """Load a trained network onto the accelerator if there is one, else the CPU.
 

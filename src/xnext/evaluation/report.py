@@ -94,13 +94,13 @@ def measure_data(how: Pass, data: ImageData, folder: Path | None = None) -> dict
         data: Of which the held-out images are taken.
         folder: Where tables and pictures are written; None: nowhere.
     """
-    test = _own(data)
+    test = own_set(data)
     return describe(how.classifier, test, how.ask(test, "evaluating"), folder)
 
 
 def measure_corrupted(how: Pass, data: ImageData) -> dict[str, Any]:
     """Measure a network on held-out images that were made worse, each in every way and severity."""
-    test, found = _own(data), dict[str, list[float]]()
+    test, found = own_set(data), dict[str, list[float]]()
     for name in CORRUPTIONS:
         for severity in SEVERITIES:
             change = partial(corrupt, name=name, severity=severity)
@@ -122,11 +122,7 @@ def measure_set(how: Pass, name: str, spec: str, folder: Path | None = None) -> 
     Raises:
         UserError: The network has other classes, or the images are not such a set.
     """
-    if (count := len(how.classifier.classes)) != CLASSES:
-        raise UserError(
-            f"--set {name} is for networks with ImageNet's {CLASSES} classes; this one has {count}"
-        )
-    test = load_set(name, spec)
+    test = imagenet_set(how.classifier, name, spec)
     report: dict[str, Any] = {"data": spec, "set": name}
     if test.columns is None:
         return report | describe(how.classifier, test, how.ask(test, name), folder)
@@ -138,7 +134,26 @@ def measure_set(how: Pass, name: str, spec: str, folder: Path | None = None) -> 
     }  # fmt: skip
 
 
-def _own(data: ImageData) -> TestSet:
+def imagenet_set(classifier: Classifier, name: str, spec: str) -> TestSet:
+    """Load one of the sets of ImageNet for a network.
+
+    Args:
+        classifier: The network.
+        name: One of ``SETS``.
+        spec: Where its images are.
+
+    Raises:
+        UserError: The network has other classes, or the images are not such a set.
+    """
+    if (count := len(classifier.classes)) != CLASSES:
+        raise UserError(
+            f"--set {name} is for networks with ImageNet's {CLASSES} classes; this one has {count}"
+        )
+    return load_set(name, spec)
+
+
+def own_set(data: ImageData) -> TestSet:
+    """Return the held-out images of data of one class an image, as a set."""
     right = np.zeros((len(data.val), len(data.classes)), dtype=bool)
     right[np.arange(len(right)), data.val.labels] = True
     return TestSet(data.val, right)
@@ -155,8 +170,7 @@ def describe(
         answers: What it said.
         folder: Where to write, which exists; None: nowhere.
     """
-    places = range(len(classifier.classes)) if test.columns is None else test.columns.tolist()
-    names = [classifier.classes[place] for place in places]
+    names = [classifier.classes[place] for place in test.places]
     estimates = summarise(answers)
     confusions = [(names[true], names[said], count) for true, said, count in count_confusions(answers)]
     if folder is not None:

@@ -34,6 +34,11 @@ class TestSet:
     right: np.ndarray
     columns: np.ndarray | None = None
 
+    @property
+    def places(self) -> np.ndarray:
+        """Which of the network's classes may be answered, in the order of the answers: int64 [classes]."""
+        return np.arange(self.right.shape[1]) if self.columns is None else self.columns
+
 
 @dataclass(frozen=True)
 class Kind:

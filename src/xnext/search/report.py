@@ -1,14 +1,12 @@
 """The report of a search: one HTML file that asks the network for nothing, for people to read."""
 
-import html
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from xnext._files import write_atomic
+from xnext._page import escape, note, section, write_page
 from xnext._version import __version__
 from xnext.errors import UserError
 from xnext.models._registry import create_variant
@@ -30,16 +28,6 @@ _LOG = 25  # lines of a failure's log
 _FAILED = 20  # failures with their logs
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #202124; max-width: 1000px }
-body { margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.7rem; margin-bottom: 0 }
-h2 { font-size: 1.25rem; margin-top: 2.5rem }
-.lead { color: #5f6368; margin-top: .2rem }
-.note { color: #5f6368; font-size: .9rem }
-table { border-collapse: collapse; font-size: .85rem }
-td, th { padding: .2rem .7rem .2rem 0; text-align: left }
-th { border-bottom: 1px solid #dadce0 } .scroll { overflow: auto; max-height: 28rem }
-pre { background: #f6f7f8; padding: .7rem; overflow: auto; font-size: .8rem }
 .net { display: flex; flex-wrap: wrap; gap: .4rem; align-items: stretch }
 .block { border: 1px solid #dadce0; border-radius: .5rem; padding: .4rem .6rem }
 .block { background: #f6f7f8; font-size: .8rem }
@@ -63,46 +51,27 @@ def write_report(search: Search, path: Path) -> None:
     parts = [
         _head(search, best),
         *([] if best is None else _successes(search, best)),
-        _section("What went wrong", _failures(search)),
-        _section("Trials", _table(search)),
-        _section("Do it again", _reproduce(search, best)),
+        section("What went wrong", _failures(search)),
+        section("Trials", _table(search)),
+        section("Do it again", _reproduce(search, best)),
     ]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(search.path.name)}</title>'
-        f'<link rel="icon" href="data:,"><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>'
-        f"<body>{''.join(parts)}</body></html>"
-    )
-    write_atomic(path, page.encode())
+    write_page(path, search.path.name, "".join(parts), _STYLE, get_plotlyjs())
 
 
 def _successes(search: Search, best: Record) -> list[str]:
     """Return the parts about the trials that succeeded."""
     return [
-        _section("The best network", _network(search, best)),
-        _section("Accuracy over time", _plot(_over_time(search))),
-        *([_section("What it costs", _plot(_front(search)))] if _sizes(search) else []),
-        _section("What mattered", *_importance(search)),
-        _section(
+        section("The best network", _network(search, best)),
+        section("Accuracy over time", _plot(_over_time(search))),
+        *([section("What it costs", _plot(_front(search)))] if _sizes(search) else []),
+        section("What mattered", *_importance(search)),
+        section(
             "All trials at once",
             _plot(_parallel(search), top=110),
-            _note("Drag along an axis to choose trials."),
+            note("Drag along an axis to choose trials."),
         ),
-        _section(
-            "Learning curves", _plot(_curves(search)), _note(f"The {_CURVES} best, by their last epoch.")
-        ),
+        section("Learning curves", _plot(_curves(search)), note(f"The {_CURVES} best, by their last epoch.")),
     ]
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{text}</p>'
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
 
 
 def _plot(figure: go.Figure, height: int = 380, top: int = 20) -> str:
@@ -131,8 +100,8 @@ def _head(search: Search, best: Record | None) -> str:
             f" (trial {best.number}; {sizes} at the size of the search).</p>"
         )
     return (
-        f"<h1>Search of {_text(config.data)}</h1>"
-        f'<p class="lead">space {_text(search.space.name)}, {_text(config.optimizer)}, {said};'
+        f"<h1>Search of {escape(config.data)}</h1>"
+        f'<p class="lead">space {escape(search.space.name)}, {escape(config.optimizer)}, {said};'
         f" {history.elapsed / 60:.0f} minutes</p>{result}"
     )
 
@@ -146,7 +115,8 @@ def _network(search: Search, best: Record) -> str:
         boxes += [_box(block, f"stage {place + 1}, {name}", "stage") for name, block in _blocks(stage)]
     boxes.append(f'<div class="block"><b>head</b>{len(search.classes)} classes</div>')
     choices = "".join(
-        f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in best.query.point.items()
+        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
+        for name, value in best.query.point.items()
     )
     return f'<div class="net">{"".join(boxes)}</div><table>{choices}</table>'
 
@@ -171,7 +141,7 @@ def _box(block: nn.Module, name: str, kind: str) -> str:
             lines.append(f"{depthwise}{side}, {layer.out_channels}")
     size = sum(parameter.numel() for parameter in block.parameters())
     inside = "<br>".join(lines) or "1×1"
-    return f'<div class="block {kind}"><b>{_text(name)}</b>{inside}<br>{size:,} parameters</div>'
+    return f'<div class="block {kind}"><b>{escape(name)}</b>{inside}<br>{size:,} parameters</div>'
 
 
 def _over_time(search: Search) -> go.Figure:
@@ -230,7 +200,7 @@ def _importance(search: Search) -> list[str]:
         try:
             found[epochs] = measure_importance(search.history, "lpi", epochs)
         except UserError as error:
-            problems.append(_note(_text(error)))
+            problems.append(note(escape(error)))
     if not found:
         return problems
     names = [one.name for one in found[max(found)]][:_SHOWN][::-1]
@@ -247,8 +217,10 @@ def _importance(search: Search) -> list[str]:
             },
         )  # fmt: skip
     figure.update_layout(xaxis_title="share of the variation around the best", barmode="group")
-    note = _note("Local parameter importance; lines reach from the 10th to the 90th percentile of the trees.")
-    return [_plot(figure, height=140 + 40 * len(names)), note, *problems]
+    legend = note(
+        "Local parameter importance; lines reach from the 10th to the 90th percentile of the trees."
+    )
+    return [_plot(figure, height=140 + 40 * len(names)), legend, *problems]
 
 
 def _parallel(search: Search) -> go.Figure:
@@ -299,9 +271,9 @@ def _failures(search: Search) -> str:
         log = search.path / "networks" / f"{record.network:05d}" / "log.txt"
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
         parts.append(
-            f"<details><summary>trial {record.number}: {_text(record.status)}, {_text(record.reason)}"
+            f"<details><summary>trial {record.number}: {escape(record.status)}, {escape(record.reason)}"
             "</summary>"
-            f"<pre>{_text(chr(10).join(lines[-_LOG:]))}</pre></details>"
+            f"<pre>{escape(chr(10).join(lines[-_LOG:]))}</pre></details>"
         )
     rest = len(failed) - len(parts)
     return "".join(parts) + (f"<p>and {rest} more</p>" if rest else "")
@@ -315,14 +287,15 @@ def _table(search: Search) -> str:
             f"<td>{record.values[n]:,.4g}</td>" if n in record.values else "<td></td>" for n in names
         )
         choices = "".join(
-            f"<td>{_text(record.query.point.get(choice, ''))}</td>" for choice in search.space.choices
+            f"<td>{escape(record.query.point.get(choice, ''))}</td>" for choice in search.space.choices
         )
         rows.append(
             f"<tr><td>{record.number}</td><td>{record.network}</td><td>{record.query.epochs}</td>"
-            f"<td>{_text(record.status or 'running')}</td><td>{record.seconds:.1f}</td>{values}{choices}</tr>"
+            f"<td>{escape(record.status or 'running')}</td><td>{record.seconds:.1f}</td>"
+            f"{values}{choices}</tr>"
         )
     heads = ("trial", "network", "epochs", "status", "seconds", *names, *search.space.choices)
-    header = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    header = "".join(f"<th>{escape(name)}</th>" for name in heads)
     return f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>'
 
 
@@ -351,6 +324,6 @@ def _reproduce(search: Search, best: Record | None) -> str:
             f"xnext train --model {search.path / 'best.yaml'} --data {config.data} --output RUN",
         ]
     versions = f"xnext {__version__}, torch {torch.__version__.partition('+')[0]}"
-    code = _text("\n".join(lines))
+    code = escape("\n".join(lines))
     which = "" if best is None else f"; network {best.network:05d} of this search"
-    return f"<pre>{code}</pre>" + _note(f"{versions}{which}.")
+    return f"<pre>{code}</pre>" + note(f"{versions}{which}.")
