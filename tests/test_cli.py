@@ -15,6 +15,8 @@ from PIL import Image
 
 import xnext
 from xnext import cli
+from xnext.cli._common import require_known
+from xnext.errors import UserError
 from xnext.evaluation.complexity import count_parameters
 from xnext.training import TrainConfig
 
@@ -276,6 +278,19 @@ def test_the_examples_of_the_help_are_valid():
             if "--config" in words:  # a file that is not there
                 words = [*words[:1], *words[3:], "--model", "x", "--data", "y"]
             cli._parser().parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("lip", "--method 'lip' is unknown. Did you mean 'lpi'?"),
+        ("x", "--method 'x' is unknown. Choose from lpi, fanova."),
+    ],
+)
+def test_what_is_not_known_is_told_with_the_nearest_or_all(value, line):
+    require_known("--method", "lpi", ("lpi", "fanova"))
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        require_known("--method", value, ("lpi", "fanova"))
 
 
 def test_no_command_prints_the_help(capsys):

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from xnext._parser import Parser
 from xnext._processes import is_first
-from xnext.errors import UserError
+from xnext.errors import UserError, suggest
 from xnext.training.progress import Screen
 
 DATA_HELP = "Images: `digits`, a folder, `TABLE.csv`, `hf:NAME_OR_FOLDER`, `wds:SHARDS` or `torch/NAME`."
@@ -69,6 +69,19 @@ def at_least(arguments: Namespace, name: str, least: int) -> int:
     if arguments[name] < least:
         raise UserError(f"--{name.replace('_', '-')} is {arguments[name]}; it must be at least {least}")
     return arguments[name]
+
+
+def require_known(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a value that is not among those there are.
+
+    Args:
+        name: What it is of: an option, `--method`, or a word as `table`.
+        value: As the user gave it.
+        known: What it may be.
+    """
+    if value not in known:
+        hint = suggest(value, known) or f" Choose from {', '.join(known)}."
+        raise UserError(f"{name} {value!r} is unknown.{hint}")
 
 
 def require_png(path: Path) -> None:

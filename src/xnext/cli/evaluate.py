@@ -11,10 +11,19 @@ from jsonargparse import Namespace
 
 from xnext._files import make_folder, write_atomic
 from xnext._parser import Parser
-from xnext.cli._common import DATA_HELP, MODEL_HELP, Verb, at_least, new_table, print_table, watched
+from xnext.cli._common import (
+    DATA_HELP,
+    MODEL_HELP,
+    Verb,
+    at_least,
+    new_table,
+    print_table,
+    require_known,
+    watched,
+)
 from xnext.data import ImageData, check_same_classes, load_data
 from xnext.data.corruptions import SEVERITIES
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError
 from xnext.evaluation.accuracy import METRICS
 from xnext.evaluation.predict import Classifier, load_classifier
 from xnext.evaluation.report import Pass, measure_corrupted, measure_data, measure_set, measure_several
@@ -64,10 +73,8 @@ def _evaluate(arguments: Namespace) -> int:
     started = time.perf_counter()
     at_least(arguments, "batch_size", 1)
     at_least(arguments, "workers", 0)
-    if arguments.set not in (None, *SETS, _CORRUPTED):
-        names = [*SETS, _CORRUPTED]
-        nearest = suggest(arguments.set, names) or f" Choose from {', '.join(names)}."
-        raise UserError(f"--set {arguments.set!r} is unknown.{nearest}")
+    if arguments.set is not None:
+        require_known("--set", arguments.set, [*SETS, _CORRUPTED])
     if arguments.set in SETS and arguments.data is None:
         raise UserError(f"--set {arguments.set} needs --data FOLDER, where its images are")
     classifier, source = _load(arguments)

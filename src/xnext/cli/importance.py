@@ -6,8 +6,8 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import Verb, new_table, print_table
-from xnext.errors import UserError, suggest
+from xnext.cli._common import Verb, new_table, print_table, require_known
+from xnext.errors import UserError
 from xnext.search import Search
 from xnext.search.importance import METHODS, Importance, draw_importance, measure_importance
 
@@ -29,9 +29,7 @@ def _options(parser: Parser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
-    if arguments.method not in METHODS:
-        hint = suggest(arguments.method, METHODS) or f" Choose from {', '.join(METHODS)}."
-        raise UserError(f"--method {arguments.method!r} is unknown.{hint}")
+    require_known("--method", arguments.method, METHODS)
     search = Search.open(arguments.search)
     lengths = sorted({record.query.epochs for record in search.history.successes})
     if arguments.budget != "all":
