@@ -67,17 +67,23 @@ class _ActivationCounter(TorchDispatchMode):
         return result
 
 
-def smallest_image_size(model: nn.Module, limit: int = 512) -> int:
+def smallest_image_size(model: nn.Module, limit: int = 512, first: int = 1) -> int:
     """Return the smallest square image, in pixels a side, that ``model`` takes.
+
+    Args:
+        model: A network of images.
+        limit: The largest to try.
+        first: The smallest to try.
 
     Raises:
         UserError: No size up to ``limit`` works.
     """
     network = copy.deepcopy(model).to("meta").eval()
-    for size in range(1, limit + 1):
+    last = max(first, limit)
+    for size in range(first, last + 1):
         if _takes(network, size):
             return size
-    raise UserError(f"{type(model).__name__} takes no image of up to {limit} pixels a side")
+    raise UserError(f"{type(model).__name__} takes no image of {first} to {last} pixels a side")
 
 
 def check_image_size(model: nn.Module, size: int, name: str = "the network") -> None:
