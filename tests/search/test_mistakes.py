@@ -70,9 +70,17 @@ def test_images_that_cannot_be_read_are_told_at_once(config, tmp_path):
     Search.create(tmp_path / "search", config(data=str(tmp_path / "pictures"), trials=1)).run()
 
 
+@pytest.fixture(scope="module")
+def searched(module_config, tmp_path_factory):
+    """Return the folder of a search; tests must not change it."""
+    path = tmp_path_factory.mktemp("searched") / "search"
+    Search.create(path, module_config(trials=2)).run()
+    return path
+
+
 @pytest.mark.parametrize("damage", ["a line is gone", "no status", "no point", "no settings"])
-def test_a_journal_that_somebody_altered(config, tmp_path, capsys, damage):
-    Search.create(tmp_path / "search", config(trials=2)).run()
+def test_a_journal_that_somebody_altered(searched, tmp_path, capsys, damage):
+    shutil.copytree(searched, tmp_path / "search")
     journal = tmp_path / "search" / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     asked = next(place for place, line in enumerate(lines) if "ask" in line)
