@@ -81,7 +81,7 @@ def smallest_image_size(model: nn.Module, limit: int = 512, first: int = 1) -> i
     network = copy.deepcopy(model).to("meta").eval()
     last = max(first, limit)
     for size in range(first, last + 1):
-        if _takes(network, size):
+        if takes(network, size):
             return size
     raise UserError(f"{type(model).__name__} takes no image of {first} to {last} pixels a side")
 
@@ -92,12 +92,13 @@ def check_image_size(model: nn.Module, size: int, name: str = "the network") -> 
     Raises:
         UserError: It does not; the line names the smallest size that works.
     """
-    if not _takes(copy.deepcopy(model).to("meta").eval(), size):
+    if not takes(copy.deepcopy(model).to("meta").eval(), size):
         smallest = smallest_image_size(model)
         raise UserError(f"image size {size} is too small for {name}; use --image-size {smallest} or more")
 
 
-def _takes(network: nn.Module, size: int) -> bool:
+def takes(network: nn.Module, size: int) -> bool:
+    """Return whether a network that is on the meta device takes square images of ``size`` pixels a side."""
     in_chans = getattr(network, "in_chans", 3)
     try:
         with torch.no_grad():

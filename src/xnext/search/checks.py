@@ -7,7 +7,7 @@ import torch
 
 from xnext.data import ImageData, PackedSource, Preprocessing, load_data
 from xnext.errors import UserError, is_out_of_memory, shorten
-from xnext.evaluation.complexity import smallest_image_size
+from xnext.evaluation.complexity import smallest_image_size, takes
 from xnext.models._registry import create_variant
 from xnext.search.config import SearchConfig
 from xnext.search.space import Space
@@ -52,7 +52,8 @@ def check_networks(space: Space, config: SearchConfig, classes: int) -> Preproce
     for architecture in architectures:
         with torch.device("meta"):  # where numbers take neither memory nor time
             network = create_variant(architecture.model, architecture.model_args, num_classes=classes)
-        size = smallest_image_size(network, first=size)
+        if not takes(network.eval(), size):
+            size = smallest_image_size(network, first=size + 1)
         if config.batch_size == 1 and size == config.image_size:
             _check_lone_image(network, preprocessing.shape)
     if size > config.image_size:
