@@ -62,6 +62,7 @@ def test_known_variances_are_found(method):
     found = {one.choices: one for one in method(SPACE, points, costs)}
     for name, variance in variances.items():
         assert found[name,].share == pytest.approx(variance / total, abs=0.05)
+        assert found[name,].low <= found[name,].share <= found[name,].high
     assert sum(one.share for one in found.values()) == pytest.approx(1, abs=0.05)
     assert found["squeeze_excite",].share == 0, "it has one value"
 

@@ -110,7 +110,10 @@ def test_a_journal_that_somebody_altered(searched, tmp_path, capsys, damage):
             "space mine: act relu: unknown model 3. `xnext models` lists them.",
         ),
         (
-            {"network": "xception", "choices": {"net": {"a": {"network": ["x"]}, "b": {}}}},
+            {
+                "network": "xception",
+                "choices": {"net": {"a": {"network": ["x"]}, "b": {"network": "xception"}}},
+            },
             "space mine: net a: unknown model ['x']. `xnext models` lists them.",
         ),
     ],
@@ -143,7 +146,7 @@ def test_options_that_do_nothing_are_refused(words, told, capsys):
     assert line == f"xnext: error: {told}; leave it out"
 
 
-def test_the_least_size_is_that_which_all_networks_take(config, tmp_path, monkeypatch):
+def test_the_least_size_is_that_which_all_networks_take(config, tmp_path):
     """Of nexception, blur pooling after a stem of convolutions needs more than the first network."""
     with pytest.raises(UserError, match="use --image-size 11 or more"):
         Search.create(tmp_path / "search", config(space="nexception", width=0.1, image_size=8))
@@ -154,7 +157,6 @@ def test_the_least_size_is_that_which_all_networks_take(config, tmp_path, monkey
 
 def test_a_limit_that_nothing_meets_ends_the_search(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("xnext.search.search._REJECTED_AT_FIRST", 4)
-    monkeypatch.setattr("xnext.search.search._FAILED_AT_FIRST", 2)
     limited = config(trials=100, limit=("params<=1000", "macs<=1e9"))
     search = Search.create(tmp_path / "search", limited)
     with pytest.raises(UserError) as told:

@@ -60,7 +60,7 @@ def options_of(folder: Path, **values) -> tuple[str, str, str, str]:
 
 
 def launch(folder: Path, processes: int, **values) -> tuple[list[dict], str]:
-    """Train and return the metrics and what several processes printed; a single one is this."""
+    """Train and return the metrics and what several processes printed; one alone is this."""
     words, output = options_of(folder, **values), ""
     if processes == 1:
         assert main(["train", *words]) == 0

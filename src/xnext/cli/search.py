@@ -86,9 +86,8 @@ def _refuse_unused(arguments: Namespace, words: Sequence[str]) -> None:
     unused = [f"--{name.replace('_', '-')}" for name in given if name not in ("what", *_USED[asked])]
     unused += map(repr, words if arguments.count else ())
     if unused:
-        raise UserError(
-            f"`{f'xnext search {asked}'.strip()}` makes no use of {', '.join(unused)}; leave it out"
-        )
+        command = f"xnext search {asked}".strip()
+        raise UserError(f"`{command}` makes no use of {', '.join(unused)}; leave it out")
 
 
 def _watch(search: Search, record: Record) -> None:
