@@ -205,7 +205,7 @@ def test_a_search_is_followed_on_a_terminal_and_ended_by_ctrl_c(config, tmp_path
             patch.setenv("TERM", "xterm")
             codes.append(main(["search", "show", str(output)]))
 
-    showing = threading.Thread(target=show)
+    showing = threading.Thread(target=show, daemon=True)
     showing.start()
     seen = b""
     while len(set(re.findall(rb"(\d+)(?:\x1b\[0m)? success", seen))) < 3:  # drawn anew as trials end

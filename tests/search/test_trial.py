@@ -82,7 +82,7 @@ def test_what_is_not_of_the_network_is_moved_aside_once_nobody_writes_there(tria
     (folder / "epoch-1.json").write_text("{}")
     found = []
     with _locked(folder):  # as the last trial of a search that was killed, which takes a moment to end
-        thread = threading.Thread(target=lambda: found.append(supervise(trial())))
+        thread = threading.Thread(target=lambda: found.append(supervise(trial())), daemon=True)
         thread.start()
         thread.join(0.5)
         assert thread.is_alive() and (folder / "holiday.txt").exists()

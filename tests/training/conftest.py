@@ -42,18 +42,17 @@ def colours(tmp_path_factory: pytest.TempPathFactory, draw) -> Path:
 @pytest.fixture
 def config(config_in, tmp_path: Path):
     """Make a quick config; keywords override."""
-    return partial(config_in, tmp_path / "run")
+    return partial(config_in, output=tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
 def config_in(colours: Path):
-    """Make a quick config of a training into a folder; keywords override."""
+    """Make a quick config of a training into the folder ``output``; other keywords override."""
 
-    def make(output: Path, **changes: Any) -> TrainConfig:
+    def make(**changes: Any) -> TrainConfig:
         quick = {
             "model": "inceptionnext_debug",
             "data": str(colours),
-            "output": output,
             "epochs": 2,
             "batch_size": 16,
             "image_size": 16,

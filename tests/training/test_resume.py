@@ -57,7 +57,7 @@ def never_stopped(config_in, tmp_path_factory):
     @cache
     def train_whole(epochs: int) -> tuple:
         folder = tmp_path_factory.mktemp("whole") / "run"
-        quiet(config_in(folder, **OPTIONS | {"epochs": epochs}))
+        quiet(config_in(output=folder, **OPTIONS | {"epochs": epochs}))
         return outcome(folder)
 
     return train_whole
