@@ -106,7 +106,6 @@ def summarise(replays: list[Replay], most: float) -> dict[str, Any]:
     return {
         "median_seconds_to_best": median if median <= most else None,
         "seeds_that_found": sum(one.found is not None for one in replays),
-        "median_regret": statistics.median(one.regret for one in replays),
         "mean_regret": statistics.mean(one.regret for one in replays),
         "median_regret_after": {
             str(mark): statistics.median(_at(one.course, mark / TRAININGS * most) for one in replays)

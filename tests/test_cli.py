@@ -15,6 +15,8 @@ from PIL import Image
 
 import xnext
 from xnext import cli
+from xnext.cli._common import require_known
+from xnext.errors import UserError
 from xnext.evaluation.complexity import count_parameters
 from xnext.training import TrainConfig
 
@@ -125,7 +127,8 @@ def test_every_field_of_the_config_is_an_option(capsys, trained, tmp_path):
         "optimizer": "sgd", "lr": 0.5, "weight_decay": 0.25, "warmup": "15 steps", "clip_grad": 2.0,
         "device_batch_size": 3, "val_batch_size": 7, "bn_momentum": 0.2, "momentum": 0.8,
         "opt_eps": 1e-3, "opt_betas": [0.8, 0.9], "layer_decay": 0.7,
-        "schedule": "step", "min_lr": 1e-5, "power": 0.9, "decay_rate": 0.3, "decay_every": 2.0, "warmup_lr": 1e-4,
+        "schedule": "step", "min_lr": 1e-5, "power": 0.9, "decay_rate": 0.3,
+        "decay_every": 2.0, "warmup_lr": 1e-4,
         "loss": "bce", "bce_threshold": 0.25, "auto_augment": "rand-m3", "random_erasing": 0.2,
         "color_jitter": 0.1, "repeats": 2, "crop_pct": 0.9, "save_every": "7 steps", "keep": 3,
         "label_smoothing": 0.2, "mixup": 0.1, "cutmix": 0.3, "augment": "strong", "drop_rate": 0.4,
@@ -278,6 +281,19 @@ def test_the_examples_of_the_help_are_valid():
             if "--config" in words:  # a file that is not there
                 words = [*words[:1], *words[3:], "--model", "x", "--data", "y"]
             cli._parser().parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("lip", "--method 'lip' is unknown. Did you mean 'lpi'?"),
+        ("x", "--method 'x' is unknown. Choose from lpi, fanova."),
+    ],
+)
+def test_what_is_not_known_is_told_with_the_nearest_or_all(value, line):
+    require_known("--method", "lpi", ("lpi", "fanova"))
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        require_known("--method", value, ("lpi", "fanova"))
 
 
 def test_no_command_prints_the_help(capsys):

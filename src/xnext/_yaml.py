@@ -1,9 +1,11 @@
 """The one way this project reads YAML."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from xnext.errors import UserError
@@ -20,6 +22,11 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except DuplicateKeyError as error:
+        key = re.sub('^found duplicate key "(.*)" with value ".*', r"\1", error.problem, flags=re.DOTALL)
+        raise UserError(
+            f"{path}: line {error.problem_mark.line + 1}: duplicate key {key!r}; keep the one that is meant"
+        ) from error
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"{path} is no YAML: {line}{error.problem or error.context}") from error

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 
 import xnext
+from xnext.cli import cam as command
 from xnext.data import Preprocessing, build_eval_transform
 from xnext.evaluation import cam
 
@@ -54,6 +55,11 @@ def test_a_batch_equals_its_images_one_by_one(name, size):
     np.testing.assert_allclose(together, np.stack(alone), atol=2e-3)
     assert together.min() >= 0
     assert together.max() <= 1
+
+
+def test_the_command_knows_every_method():
+    """It names them itself, since the module of the methods needs OpenCV."""
+    assert tuple(cam.METHODS) == command._METHODS
 
 
 @pytest.mark.parametrize("method", cam.METHODS)

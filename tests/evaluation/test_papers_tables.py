@@ -13,7 +13,7 @@ import xnext
 from xnext import cli
 from xnext.errors import UserError
 from xnext.evaluation import tables
-from xnext.evaluation.tables import Entry, PaperTable, Speeds, compare, count_size, load_published
+from xnext.evaluation.tables import Entry, MeasuredSpeeds, PaperTable, compare, count_size, load_published
 from xnext.evaluation.throughput import Plan, Row
 
 PLAN = Plan(torch.device("cpu"), batch_size=2, repetitions=1, compiled=False)
@@ -43,7 +43,7 @@ def test_all_that_is_published_can_be_read(name):
 
 def test_counts_are_those_of_the_paper_within_its_digits():
     table = replace(PUBLISHED["inceptionnext-8"], entries=PUBLISHED["inceptionnext-8"].entries[:3])
-    for line in compare(table, Speeds.begin(None, PLAN), lambda entry: count_size(entry, PLAN)):
+    for line in compare(table, MeasuredSpeeds(None, PLAN), lambda entry: count_size(entry, PLAN)):
         for heading in ("params (M), difference", "MACs (G), difference"):
             assert abs(float(line[heading].removesuffix(" %"))) < 0.5
 
@@ -75,11 +75,11 @@ def measured(mean: float, fastest: float):
 def test_speeds_are_measured_once_and_compared_with_the_baseline(tmp_path, monkeypatch):
     benchmark, calls = measured(8, 12)
     monkeypatch.setattr(tables, "benchmark", benchmark)
-    speeds = Speeds.begin(tmp_path / "speeds.json", PLAN)
+    speeds = MeasuredSpeeds(tmp_path / "speeds.json", PLAN)
     for entry in SMALL.entries:
         speeds.measure(entry, "train", iter)
     assert calls == [("xception_debug", {}, True, 32), ("xception_debug", {"residual": False}, True, 32)]
-    again = Speeds.begin(tmp_path / "speeds.json", PLAN)
+    again = MeasuredSpeeds(tmp_path / "speeds.json", PLAN)
     for entry in SMALL.entries:
         again.measure(entry, "train", iter)
     assert len(calls) == 2, "the file has them"
@@ -92,13 +92,13 @@ def test_speeds_are_measured_once_and_compared_with_the_baseline(tmp_path, monke
         "model": "of nobody", "params (M)": "1", "inference (images/s)": "50",
     }  # fmt: skip
     with pytest.raises(UserError, match="was measured with another batch_size; choose another --output"):
-        Speeds.begin(tmp_path / "speeds.json", replace(PLAN, batch_size=3))
+        MeasuredSpeeds(tmp_path / "speeds.json", replace(PLAN, batch_size=3))
 
 
 def test_a_damaged_file_of_speeds(tmp_path):
     (tmp_path / "speeds.json").write_text('{"about": {')
     with pytest.raises(UserError, match=r"speeds\.json is damaged; delete it"):
-        Speeds.begin(tmp_path / "speeds.json", PLAN)
+        MeasuredSpeeds(tmp_path / "speeds.json", PLAN)
 
 
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
@@ -137,8 +137,8 @@ def test_networks_are_really_measured(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["inceptionnext-9"], "there is no table 'inceptionnext-9'. Did you mean"),
-        (["--measure", "training"], "there is nothing to measure called 'training'. Did you mean 'train'"),
+        (["inceptionnext-9"], "table 'inceptionnext-9' is unknown. Did you mean 'inceptionnext-"),
+        (["--measure", "training"], "--measure 'training' is unknown. Did you mean 'train'"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["xception-3", "--output", "/dev/null/x"], "/dev/null"),
     ],

@@ -21,7 +21,7 @@ def cluster(tmp_path):
     options = ["--scheduler-file", str(address)]
     commands = [
         ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *options],
-        *[["worker", "--nthreads", "1", "--no-dashboard", *options]] * 2,
+        ["worker", "--nworkers", "2", "--nthreads", "1", "--no-dashboard", *options],
     ]
     processes = [
         subprocess.Popen([sys.executable, "-m", "dask", *command], stderr=subprocess.DEVNULL, **place)
@@ -33,7 +33,7 @@ def cluster(tmp_path):
         client.wait_for_workers(2, timeout=60)
         yield client
     for process in processes:
-        process.terminate()
+        process.kill()  # told to end, they would take seconds; their workers end with them
     for process in processes:
         process.wait()
 

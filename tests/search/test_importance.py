@@ -1,5 +1,7 @@
 """Importance: what is known of a made-up function is what is found."""
 
+from dataclasses import asdict
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -7,9 +9,10 @@ from hypothesis import given, settings
 
 from xnext.cli import main
 from xnext.errors import UserError
-from xnext.search import Space
+from xnext.search import Search, Space
 from xnext.search.history import History
 from xnext.search.importance import FEWEST, METHODS, functional_anova, local_importance, measure_importance
+from xnext.search.journal import Journal
 from xnext.search.optimizers import Query
 from xnext.search.trial import Outcome
 
@@ -59,7 +62,7 @@ def test_known_variances_are_found(method):
     found = {one.choices: one for one in method(SPACE, points, costs)}
     for name, variance in variances.items():
         assert found[name,].share == pytest.approx(variance / total, abs=0.05)
-        assert found[name,].low <= found[name,].high
+        assert found[name,].low <= found[name,].share <= found[name,].high
     assert sum(one.share for one in found.values()) == pytest.approx(1, abs=0.05)
     assert found["squeeze_excite",].share == 0, "it has one value"
 
@@ -112,6 +115,8 @@ def test_shares_whatever_was_tried(seed, count, space):
     singles = [share for names, share in anova.items() if len(names) == 1]
     assert 0 < sum(anova.values()) <= 1 + 1e-6 and all(0 <= share <= 1 for share in singles)
     assert local["squeeze_excite",] == anova["squeeze_excite",] == 0
+    for one in (*local_importance(space, points, costs), *functional_anova(space, points, costs)):
+        assert 0 <= one.low <= one.share <= one.high <= 1, "it lies between its bounds"
 
 
 def test_it_does_not_matter_which_way_is_up():
@@ -152,8 +157,6 @@ def test_too_few_trials_are_told(method):
 
 
 def test_from_the_command_line(config, tmp_path, capsys):
-    from xnext.search import Search
-
     output = tmp_path / "search"
     search = Search.create(output, config(trials=12, max_epochs=1))
     search.run()
@@ -170,6 +173,21 @@ def test_from_the_command_line(config, tmp_path, capsys):
     ]:
         assert main(["importance", str(output), *words]) == 2
         error = capsys.readouterr().err
-        assert line in error and error.count("\n") == 1
+        assert error.count(line) == 1 and error.count("\n") == 1
     assert main(["importance", str(tmp_path)]) == 2
     assert "is not a search" in capsys.readouterr().err
+
+
+def test_a_reason_of_all_lengths_is_told_once(config, tmp_path, capsys):
+    search = Search.create(tmp_path / "search", config(max_epochs=3))
+    journal, points = Journal.open(search.path / "journal.jsonl"), list(search.space.points())
+    for number in range(2 * FEWEST):
+        outcome = Outcome(status="success", values={"top1": float(number), "params": 1.0})
+        journal.append(ask=number, point=points[number], epochs=1 if number < FEWEST else 3)
+        journal.append(tell=number, costs=[1 - number / 100], elapsed=1.0, **asdict(outcome))
+    command = ["importance", str(search.path)]
+    assert main(command) == 0
+    assert "1 epochs" in (printed := capsys.readouterr().out) and "3 epochs" in printed
+    assert main([*command, "--objective", "macs"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"xnext: error: {search.path}: the search had no objective 'macs', but top1\n"

@@ -43,6 +43,12 @@ def test_networks_without_a_journal(config, tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"limit": ("macs<=1", "macs<=2")}, "limit macs is given twice"),
         ({"device": "cuda"}, "PyTorch finds no GPU here"),
+        ({"amp": "fp16"}, "amp fp16 needs a GPU"),
+        (
+            {"image_size": 1},
+            "image size 1 is too small for networks of space .*space.yaml; use --image-size 2 or",
+        ),
+        ({"batch_size": 1}, "batch size 1: batch norm cannot normalise one image of this size"),
         ({"width": 1e9}, "width 1e.09 makes networks that do not fit"),
     ],
 )
@@ -64,9 +70,17 @@ def test_images_that_cannot_be_read_are_told_at_once(config, tmp_path):
     Search.create(tmp_path / "search", config(data=str(tmp_path / "pictures"), trials=1)).run()
 
 
+@pytest.fixture(scope="module")
+def searched(module_config, tmp_path_factory):
+    """Return the folder of a search; tests must not change it."""
+    path = tmp_path_factory.mktemp("searched") / "search"
+    Search.create(path, module_config(trials=2)).run()
+    return path
+
+
 @pytest.mark.parametrize("damage", ["a line is gone", "no status", "no point", "no settings"])
-def test_a_journal_that_somebody_altered(config, tmp_path, capsys, damage):
-    Search.create(tmp_path / "search", config(trials=2)).run()
+def test_a_journal_that_somebody_altered(searched, tmp_path, capsys, damage):
+    shutil.copytree(searched, tmp_path / "search")
     journal = tmp_path / "search" / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     asked = next(place for place, line in enumerate(lines) if "ask" in line)
@@ -79,24 +93,114 @@ def test_a_journal_that_somebody_altered(config, tmp_path, capsys, damage):
     else:
         lines[0]["settings"] = {}
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for command in (["search", "show", str(tmp_path / "search")],):
-        assert main(command) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "is damaged" in line
+    assert main(["search", "show", str(tmp_path / "search")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is damaged" in line
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "told"),
     [
-        {"network": "xception", "choices": {"act": ["relu"]}, "conditions": {1: {"act": "relu"}}},
-        {"network": "xception", "fixed": {"network": 3}, "choices": {"act": ["relu"]}},
-        {"network": "xception", "choices": {"net": {"a": {"network": ["x"]}, "b": {"network": "xception"}}}},
+        (
+            {"network": "xception", "choices": {"act": ["relu"]}, "conditions": {1: {"act": "relu"}}},
+            "space mine: a condition of no choice: 1.",
+        ),
+        (
+            {"network": "xception", "fixed": {"network": 3}, "choices": {"act": ["relu"]}},
+            "space mine: act relu: unknown model 3. `xnext models` lists them.",
+        ),
+        (
+            {
+                "network": "xception",
+                "choices": {"net": {"a": {"network": ["x"]}, "b": {"network": "xception"}}},
+            },
+            "space mine: net a: unknown model ['x']. `xnext models` lists them.",
+        ),
     ],
     ids=["a number for a choice", "a number for a network", "a list for a network"],
 )
-def test_spaces_with_other_types(content):
-    with pytest.raises(UserError):
+def test_spaces_with_other_types(content, told):
+    with pytest.raises(UserError) as error:
         Space("mine", content)
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["show", "DIR", "--train"], "`xnext search show` makes no use of --train"),
+        (["show", "DIR", "--trials", "0"], "`xnext search show` makes no use of --trials"),
+        (
+            ["best", "DIR", "--output", "x", "--limit", "y"],
+            "`xnext search best` makes no use of --output, --limit",
+        ),
+        (["--count", "--resume"], "`xnext search --count` makes no use of --resume"),
+        (["--count", "photos"], "`xnext search --count` makes no use of 'photos'"),
+        (["photos", "--output", "x", "--trials", "3", "--train"], "`xnext search` makes no use of --train"),
+        (["--resume", "--output", "x", "--train"], "`xnext search` makes no use of --train"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(words, told, capsys):
+    assert main(["search", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"xnext: error: {told}; leave it out"
+
+
+def test_the_least_size_is_that_which_all_networks_take(config, tmp_path):
+    """Of nexception, blur pooling after a stem of convolutions needs more than the first network."""
+    with pytest.raises(UserError, match="use --image-size 11 or more"):
+        Search.create(tmp_path / "search", config(space="nexception", width=0.1, image_size=8))
+    assert not (tmp_path / "search").exists()
+    checked = Search.create(tmp_path / "search", config(space="nexception", width=0.1, image_size=11))
+    assert checked.config.image_size == 11
+
+
+def test_a_limit_that_nothing_meets_ends_the_search(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("xnext.search.search._REJECTED_AT_FIRST", 4)
+    limited = config(trials=100, limit=("params<=1000", "macs<=1e9"))
+    search = Search.create(tmp_path / "search", limited)
+    with pytest.raises(UserError) as told:
+        search.run()
+    sizes = [record.values for record in search.history.records]
+    least = [min(size[name] for size in sizes) for name in ("params", "macs")]
+    assert str(told.value) == (
+        f"each of the first 4 networks is over a limit (params<=1,000: the smallest has {least[0]:,};"
+        f" macs<=1,000,000,000: the smallest has {least[1]:,}); begin another search with higher ones, or"
+        " look further with --resume"
+    )
+    assert len(sizes) == 4 and least[0] > 1000
+    assert main(["search", "--resume", "--output", str(tmp_path / "search")]) == 2
+    assert "each of the first 8 networks is over a limit" in capsys.readouterr().err
+    monkeypatch.setattr("xnext.search.search._REJECTED_AT_FIRST", 100)
+    whole = Search.create(tmp_path / "whole", config(trials=8, limit=limited.limit))
+    whole.run()
+    found = Search.open(tmp_path / "search").history.records
+    assert [record.query for record in found] == [record.query for record in whole.history.records]
+    assert [record.values for record in found] == [record.values for record in whole.history.records]
+
+
+def test_a_search_whose_first_trainings_all_fail_ends(config, tmp_path):
+    """Also where some networks before them are over a limit."""
+    search = Search.create(tmp_path / "search", config(trials=100, limit=("params<=7000",)))
+    shutil.rmtree(tmp_path / "search" / "data")
+    with pytest.raises(UserError, match=r"each of the first 5 trials went wrong, the last one so: exception"):
+        search.run()
+    assert [record.status for record in search.history.records].count("exception") == 5
+    assert "rejected" in [record.status for record in search.history.records]
+    assert search.history.records[-1].status == "exception"
+    with pytest.raises(UserError, match="each of the first 10 trials went wrong"):
+        Search.open(tmp_path / "search").run()
+
+
+def test_of_two_that_go_on_the_later_is_told(config, tmp_path):
+    """It has read the journal before the other wrote into it."""
+    Search.create(tmp_path / "search", config(trials=1))
+    one, other = (Search.open(tmp_path / "search") for _ in range(2))
+    one.run()
+    journal = (tmp_path / "search" / "journal.jsonl").read_bytes()
+    with pytest.raises(UserError, match="has got lines of another process meanwhile"):
+        other.run()
+    assert (tmp_path / "search" / "journal.jsonl").read_bytes() == journal
 
 
 def test_it_says_when_nothing_is_left_and_why_nothing_succeeded(config, tmp_path, capsys):

@@ -9,10 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
+from forked import begin
 
 from xnext.cli import main
 from xnext.errors import UserError
@@ -143,16 +145,16 @@ def test_a_search_killed_anywhere_goes_on(config, tmp_path, objective):
     expected, output, draw = told(tmp_path / "whole"), tmp_path / "search", random.Random(0)
     command, journal, kills = words(plain, output), output / "journal.jsonl", 0
     for life in range(2):
-        process = subprocess.Popen([sys.executable, "-m", "xnext", *command], stdout=subprocess.DEVNULL)
+        process = begin(command)
         for _ in range(4):
-            wait_for_work(journal, process)
+            wait_for_work(journal, process.is_alive)
             time.sleep(draw.uniform(0, 0.2))
             kills += kill_trial(process, output)
-        wait_for_work(journal, process)
+        wait_for_work(journal, process.is_alive)
         time.sleep(draw.uniform(0, 0.4))
-        assert process.poll() is None, "it is to be killed at work"
+        assert process.is_alive(), "it is to be killed at work"
         process.kill()
-        process.wait()
+        process.join()
         kills += 1
         command = ["search", "--resume", "--output", str(output)]
         if life == 0:
@@ -162,20 +164,20 @@ def test_a_search_killed_anywhere_goes_on(config, tmp_path, objective):
     assert told(output) == expected and kills >= 10
 
 
-def wait_for_work(journal, process) -> None:
+def wait_for_work(journal, is_alive) -> None:
     """Wait until a search has ended another trial, of which none is to be killed three times."""
 
     def count() -> int:
         return journal.read_bytes().count(b'\n{"tell"') if journal.exists() else 0
 
     before = count()
-    while count() == before and process.poll() is None:
+    while count() == before and is_alive():
         time.sleep(0.01)
 
 
 def kill_trial(search, output) -> int:
     """Kill a process of a trial, which has its log open; return how many that were."""
-    while search.poll() is None:
+    while search.is_alive():
         for process in psutil.Process(search.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if any(file.path.startswith(str(output / "networks")) for file in process.open_files()):
@@ -185,32 +187,36 @@ def kill_trial(search, output) -> int:
     return 0
 
 
-def test_a_search_is_followed_on_a_terminal_and_ended_by_ctrl_c(config, tmp_path):
+def test_a_search_is_followed_on_a_terminal_and_ended_by_ctrl_c(config, tmp_path, monkeypatch):
     output, plain = tmp_path / "search", config(trials=500, workers=2)
     process = subprocess.Popen(
         [sys.executable, "-m", "xnext", *words(plain, output)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    wait_for_work(output / "journal.jsonl", process)
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_work(output / "journal.jsonl", lambda: process.poll() is None)
     with pytest.raises(UserError, match="a search is running there"):
         Search.open(output).run()
     terminal, inside = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "xnext", "search", "show", str(output)],
-        stdout=inside,
-        env=os.environ | {"TERM": "xterm"},
-    ) as showing:
-        os.close(inside)
-        seen = b""
-        while len(set(re.findall(rb"(\d+)(?:\x1b\[0m)? success", seen))) < 3:  # drawn anew as trials end
-            seen += os.read(terminal, 65536)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        with contextlib.suppress(OSError):  # the terminal's end
-            while os.read(terminal, 65536):
-                pass
-        assert showing.wait(timeout=30) == 0
+    codes: list[int] = []
+
+    def show() -> None:
+        with os.fdopen(inside, "w") as stream, monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", stream)
+            patch.setenv("TERM", "xterm")
+            codes.append(main(["search", "show", str(output)]))
+
+    showing = threading.Thread(target=show, daemon=True)
+    showing.start()
+    seen = b""
+    while len(set(re.findall(rb"(\d+)(?:\x1b\[0m)? success", seen))) < 3:  # drawn anew as trials end
+        seen += os.read(terminal, 65536)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    with contextlib.suppress(OSError):  # the terminal's end
+        while os.read(terminal, 65536):
+            pass
+    showing.join(timeout=30)
+    assert codes == [0]
     os.close(terminal)
     assert process.returncode == 130 and errors.decode().startswith("xnext: stopped after ")
     assert errors.count(b"\n") == 1 and b"--resume --output" in errors

@@ -177,6 +177,9 @@ def test_conditions_and_prohibitions():
         ({"choices": {"act": {"a": 1}}, "conditions": {}, "forbidden": []}, "must be a mapping of fields"),
         ({"fixed": {"middle_kernel_size": 4}}, "not an odd kernel size"),
         ({"full": {"middle_depht": 4}}, "no field 'middle_depht'"),
+        ({"fixed": {"full": 3}}, "`fixed`: there is no field 'full'. Did you mean the `full` beside"),
+        ({"full": {"full": {"act": "relu"}}}, "`full`: there is no field 'full'. Did you mean"),
+        (ALONE | {"choices": {"size": {"s": {"full": {"full": {}}}}}}, "size s: there is no field 'full'"),
         ({"conditions": {"expansion": {"middle_blok": "plain"}}}, "names no choice: 'middle_blok'"),
         ({"conditions": {"expansion": {"middle_block": "wide"}}}, "middle_block has no value 'wide'"),
         ({"conditions": {"expand": {"act": "relu"}}}, "a condition of no choice: 'expand'"),
@@ -202,6 +205,11 @@ def test_mistakes_in_a_space_are_told_where_it_is_made(change, line):
 def test_names_of_spaces(tmp_path):
     with pytest.raises(UserError, match=r"unknown space 'nexeption'\. Did you mean 'nexception'"):
         Space.load("nexeption")
+    (tmp_path / "twice.yaml").write_text("network: xception_debug\nchoices:\n  act: [relu]\n  act: [celu]\n")
+    with pytest.raises(UserError) as told:
+        Space.load(str(tmp_path / "twice.yaml"))
+    file = tmp_path / "twice.yaml"
+    assert str(told.value) == f"{file}: line 4: duplicate key 'act'; keep the one that is meant"
     with pytest.raises(UserError, match="cannot read"):
         Space.load(str(tmp_path / "none.yaml"))
     (tmp_path / "mine.yaml").write_text("network: xception_debug\nchoices:\n  act: [relu, celu]\n")

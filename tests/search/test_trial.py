@@ -14,7 +14,7 @@ import pytest
 from xnext.data import Preprocessing, load_data, write_packed
 from xnext.errors import UserError
 from xnext.search.journal import Journal
-from xnext.search.trial import Trial, TrialLost, supervise
+from xnext.search.trial import Trial, TrialLost, _locked, supervise
 
 ARGS = {"stem_dims": [8], "entry_dims": [16], "middle_depth": 1, "exit_dim": 16, "tail_dims": [16, 16]}
 
@@ -73,6 +73,25 @@ def test_each_end_has_its_own_word(trial, changes, status, reason):
     outcome = supervise(trial(**changes))
     assert outcome.status == status and re.search(reason, outcome.reason), outcome
     assert "\n" not in outcome.reason
+
+
+def test_what_is_not_of_the_network_is_moved_aside_once_nobody_writes_there(trial):
+    folder = Path(trial().folder)
+    folder.mkdir()
+    (folder / "holiday.txt").write_text("mine")
+    (folder / "epoch-1.json").write_text("{}")
+    found = []
+    with _locked(folder):  # as the last trial of a search that was killed, which takes a moment to end
+        thread = threading.Thread(target=lambda: found.append(supervise(trial())), daemon=True)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and (folder / "holiday.txt").exists()
+    thread.join()
+    assert found[0].status == "success" and (folder / "network.json").exists()
+    aside = folder.with_name("network.old-1")
+    assert sorted(path.name for path in aside.iterdir()) == ["epoch-1.json", "holiday.txt"]
+    assert supervise(trial(model_args=ARGS | {"act": "celu"})).values != found[0].values
+    assert (folder.with_name("network.old-2") / "run" / "metrics.jsonl").exists()
 
 
 def test_the_users_script_is_not_run_again(trial, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A picture set of three colours that a network learns in seconds."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,19 @@ def colours(tmp_path_factory: pytest.TempPathFactory, draw) -> Path:
 
 
 @pytest.fixture
-def config(colours: Path, tmp_path: Path):
+def config(config_in, tmp_path: Path):
     """Make a quick config; keywords override."""
+    return partial(config_in, output=tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def config_in(colours: Path):
+    """Make a quick config of a training into the folder ``output``; other keywords override."""
 
     def make(**changes: Any) -> TrainConfig:
         quick = {
             "model": "inceptionnext_debug",
             "data": str(colours),
-            "output": tmp_path / "run",
             "epochs": 2,
             "batch_size": 16,
             "image_size": 16,

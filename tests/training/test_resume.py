@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from xnext.cli import main
 from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
 from xnext.training.interrupts import Interrupts, Stopped, clean_exit
@@ -47,13 +49,24 @@ def outcome(folder: Path) -> tuple:
     return rows, weights, summary, bad
 
 
-@pytest.fixture
-def whole(config, tmp_path):
-    """The config of a training and the outcome of one that was never stopped."""
+@pytest.fixture(scope="module")
+def never_stopped(config_in, tmp_path_factory):
+    """The outcomes of trainings that were never stopped, each of which is made once."""
     torch.set_num_threads(1)
-    chosen = config(**OPTIONS)
-    quiet(dataclasses.replace(chosen, output=tmp_path / "whole"))
-    return chosen, outcome(tmp_path / "whole")
+
+    @cache
+    def train_whole(epochs: int) -> tuple:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        quiet(config_in(output=folder, **OPTIONS | {"epochs": epochs}))
+        return outcome(folder)
+
+    return train_whole
+
+
+@pytest.fixture
+def whole(config, never_stopped):
+    """The config of a training and the outcome of one that was never stopped."""
+    return config(**OPTIONS), never_stopped(OPTIONS["epochs"])
 
 
 class StopAt:
@@ -205,19 +218,17 @@ def wait_for_a_state(config: TrainConfig, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_real_process_saves_when_it_is_told_to_stop(config, tmp_path, number, code):
-    torch.set_num_threads(1)
+def test_a_real_process_saves_when_it_is_told_to_stop(config, never_stopped, number, code):
     config = config(**OPTIONS | {"epochs": 15})  # long enough to be still at it when the signal comes
-    quiet(dataclasses.replace(config, output=tmp_path / "whole"))
+    expected = never_stopped(15)
     process = start(config)
     wait_for_a_state(config, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert errors.splitlines() == [errors.strip()] and f"xnext train --resume {config.output}" in errors
-    again = start(config, "--resume", str(config.output))
-    assert again.wait(PATIENCE) == 0, again.communicate()
-    assert outcome(config.output) == outcome(tmp_path / "whole")
+    assert main(["train", "--resume", str(config.output)]) == 0
+    assert outcome(config.output) == expected
 
 
 def kill_and_go_on(config: TrainConfig, kills: int, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from xnext._parser import Parser
 from xnext._processes import is_first
-from xnext.errors import UserError
+from xnext.errors import UserError, suggest
 from xnext.training.progress import Screen
 
 DATA_HELP = "Images: `digits`, a folder, `TABLE.csv`, `hf:NAME_OR_FOLDER`, `wds:SHARDS` or `torch/NAME`."
@@ -70,6 +70,19 @@ def require_ending(path: Path, ending: str) -> None:
     """Refuse an ``--output`` whose name says that it is something else, before any work is done."""
     if path.suffix.lower() != ending:
         raise UserError(f"--output {path} must end in {ending}, since that is what it will be")
+
+
+def require_known(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a value that is not among those there are.
+
+    Args:
+        name: What it is of: an option, `--method`, or a word as `table`.
+        value: As the user gave it.
+        known: What it may be.
+    """
+    if value not in known:
+        hint = suggest(value, known) or f" Choose from {', '.join(known)}."
+        raise UserError(f"{name} {value!r} is unknown.{hint}")
 
 
 def watched(items: Iterable[Any], title: str, total: int | None = None) -> Iterable[Any]:

@@ -7,9 +7,9 @@ import timm
 from jsonargparse import Namespace
 
 from xnext._parser import Parser
-from xnext.cli._common import DATA_HELP, MODEL_HELP, at_least, watched
+from xnext.cli._common import DATA_HELP, MODEL_HELP, at_least, require_known, watched
 from xnext.data import ImageData, check_same_classes, load_data
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError
 from xnext.evaluation.predict import Classifier, load_classifier
 from xnext.evaluation.report import Pass
 from xnext.evaluation.sets import SETS
@@ -58,9 +58,8 @@ def open_pass(arguments: Namespace, verb: str, sets: Collection[str]) -> tuple[P
     """
     at_least(arguments, "batch_size", 1)
     at_least(arguments, "workers", 0)
-    if arguments.set not in (None, *sets):
-        nearest = suggest(arguments.set, sets) or f" Choose from {', '.join(sets)}."
-        raise UserError(f"--set {arguments.set!r} is unknown.{nearest}")
+    if arguments.set is not None:
+        require_known("--set", arguments.set, sets)
     if arguments.set in SETS and arguments.data is None:
         raise UserError(f"--set {arguments.set} needs --data FOLDER, where its images are")
     if (arguments.run is None) == (arguments.checkpoint is None):

@@ -4,8 +4,8 @@ import torch
 from jsonargparse import Namespace
 
 from xnext._parser import Parser, yes_no
-from xnext.cli._common import at_least
-from xnext.errors import UserError, suggest
+from xnext.cli._common import at_least, require_known
+from xnext.errors import UserError
 from xnext.evaluation.throughput import DTYPES, LAYOUTS, Plan
 
 
@@ -47,9 +47,7 @@ def speed_plan(arguments: Namespace, image_size: int | None = None, training: bo
     for name in ("batch_size", "repetitions"):
         at_least(arguments, name, 1)
     for name, known in (("dtype", DTYPES), ("layout", LAYOUTS)):
-        if arguments[name] not in known:
-            nearest = suggest(arguments[name], known) or f" Choose from {', '.join(known)}."
-            raise UserError(f"--{name} {arguments[name]!r} is unknown.{nearest}")
+        require_known(f"--{name}", arguments[name], known)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if arguments.dtype == "tf32" and device.type != "cuda":
         raise UserError("--dtype tf32 is a GPU's; on a CPU choose fp32 or bf16")

@@ -6,9 +6,9 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import CHECKPOINT_HELP, MODEL_HELP, Verb, require_ending
+from xnext.cli._common import CHECKPOINT_HELP, MODEL_HELP, Verb, require_ending, require_known
 from xnext.data import decode_image, find_images
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError
 from xnext.evaluation.predict import load_classifier
 
 _MOST_IN_ONE_PICTURE = 64
@@ -43,9 +43,7 @@ def _cam(arguments: Namespace) -> int:
         raise UserError(
             f"one picture shows up to {_MOST_IN_ONE_PICTURE} images, not {len(files)}; give fewer"
         )
-    if arguments.method not in _METHODS:
-        nearest = suggest(arguments.method, _METHODS) or f" Choose from {', '.join(_METHODS)}."
-        raise UserError(f"--method {arguments.method!r} is unknown.{nearest}")
+    require_known("--method", arguments.method, _METHODS)
     images, names = [decode_image(path) for path in files], [path.name for path in files]
     explanations = []
     for checkpoint in arguments.checkpoint:

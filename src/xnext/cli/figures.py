@@ -9,8 +9,7 @@ from xnext._figures import write_figure
 from xnext._files import make_folder
 from xnext._parser import Parser
 from xnext._yaml import read_yaml
-from xnext.cli._common import DATA_HELP, Verb, at_least
-from xnext.errors import UserError, suggest
+from xnext.cli._common import DATA_HELP, Verb, at_least, require_known
 from xnext.evaluation.figures import TRADEOFFS, draw_kernels, draw_tradeoff
 from xnext.evaluation.tables import Speeds, load_published
 from xnext.training import Run, TrainConfig, train
@@ -54,9 +53,7 @@ def _options(parser: Parser) -> None:
 
 def _run(arguments: Namespace) -> int:
     for name in arguments.figures:
-        if name not in _NAMES:
-            nearest = suggest(name, _NAMES) or f" Choose from {', '.join(_NAMES)}."
-            raise UserError(f"there is no figure {name!r}.{nearest}")
+        require_known("figure", name, _NAMES)
     at_least(arguments, "epochs", 1)
     speeds = None if arguments.tables is None else Speeds.open(arguments.tables / "speeds.json")
     make_folder(arguments.output)

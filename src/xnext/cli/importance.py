@@ -6,8 +6,8 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import Verb, new_table, print_table
-from xnext.errors import UserError, suggest
+from xnext.cli._common import Verb, new_table, print_table, require_known
+from xnext.errors import UserError
 from xnext.search import Search
 from xnext.search.importance import METHODS, Importance, draw_importance, measure_importance
 
@@ -29,9 +29,7 @@ def _options(parser: Parser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
-    if arguments.method not in METHODS:
-        hint = suggest(arguments.method, METHODS) or f" Choose from {', '.join(METHODS)}."
-        raise UserError(f"--method {arguments.method!r} is unknown.{hint}")
+    require_known("--method", arguments.method, METHODS)
     search = Search.open(arguments.search)
     lengths = sorted({record.query.epochs for record in search.history.successes})
     if arguments.budget != "all":
@@ -39,12 +37,12 @@ def _run(arguments: Namespace) -> int:
             raise UserError(f"--budget {arguments.budget!r} is neither a number of epochs nor all")
         lengths = [int(arguments.budget)]
     found: dict[int, list[Importance]] = {}
-    problems = []
+    problems: dict[str, None] = {}  # once, where it is the same for all lengths
     for epochs in lengths:
         try:
             found[epochs] = measure_importance(search.history, arguments.method, epochs, arguments.objective)
         except UserError as error:
-            problems.append(str(error))
+            problems[str(error)] = None
     if not found:
         raise UserError(f"{search.path}: {'; '.join(problems) or 'no trial has succeeded yet'}")
     _print(found)
@@ -68,7 +66,7 @@ def _print(found: dict[int, list[Importance]]) -> None:
             *("" if cell is None else f"{cell.share:.3f} ({cell.low:.2f}-{cell.high:.2f})" for cell in cells),
         )
     print_table(table)
-    print("shares: the mean of a forest's trees; in brackets: the 10th to the 90th percentile of the trees")
+    print("shares: the mean of a forest's trees, and in brackets one standard deviation to both sides")
 
 
 VERB = Verb(

@@ -49,19 +49,18 @@ def _options(parser: Parser) -> None:
 
 def _run(arguments: Namespace) -> int:
     options = {name: arguments[name] for name in _FIELDS if arguments.get(name) is not None}
+    words = arguments.what or []
+    _refuse_unused(arguments, words)
     if arguments.count:
         name = options.get("space", SearchConfig.space)
         print(f"{Space.load(name).count():,} distinct networks in {name}")
         return 0
-    words = arguments.what or []
     if words and words[0] in _WORDS:
         if len(words) != 2:
             raise UserError(f"give one folder of a search: xnext search {words[0]} DIR")
         return _WORDS[words[0]](Path(words[1]), arguments)
     if arguments.output is None:
         raise UserError("missing --output, the folder of the search; see xnext search --help")
-    if arguments.train is not None:
-        raise UserError("--train goes with `xnext search best DIR`")
     if arguments.resume:
         if words:
             raise UserError("--resume goes on with the images of the search; leave them out")
@@ -74,6 +73,21 @@ def _run(arguments: Namespace) -> int:
     search.run(_watch)
     _print_best(search)
     return 0
+
+
+def _refuse_unused(arguments: Namespace, words: Sequence[str]) -> None:
+    """Refuse what the user said that what is asked for makes no use of.
+
+    Raises:
+        UserError: Naming it.
+    """
+    asked = "--count" if arguments.count else words[0] if words and words[0] in _WORDS else ""
+    given = [name for name, value in vars(arguments).items() if value is not None and value is not False]
+    unused = [f"--{name.replace('_', '-')}" for name in given if name not in ("what", *_USED[asked])]
+    unused += map(repr, words if arguments.count else ())
+    if unused:
+        command = f"xnext search {asked}".strip()
+        raise UserError(f"`{command}` makes no use of {', '.join(unused)}; leave it out")
 
 
 def _watch(search: Search, record: Record) -> None:
@@ -150,7 +164,7 @@ def _left(search: Search) -> str:
 def _print_best(search: Search) -> None:
     best = search.history.best
     if search.exhausted:
-        print("the search has nothing left to try: all networks of the space were trained")
+        print("the search has nothing left to try: all networks of the space were tried")
     if best is None:
         last = next((record for record in reversed(search.history.records) if record.status), None)
         reason = f", the last one so: {last.status} ({last.reason})" if last else ""
@@ -179,12 +193,20 @@ def _train(words: Sequence[str]) -> int:
 
 
 _WORDS = {"show": _show, "best": _take_best}
+_USED: dict[str, Sequence[str]] = {
+    "": (*_FIELDS, "output", "resume"),
+    "--count": ("count", "space"),
+    "show": (),
+    "best": ("train",),
+}
+"""Options of the words, of counting, and of a search."""
 
 VERB = Verb(
     "Search for a network that suits these images, and a budget.", _options, _run,
     (
         "xnext search photos/ --output searches/photos --hours 2 --workers 2",
         "xnext search photos/ --output searches/small --trials 200 --objective top1 --objective latency_ms",
+        "xnext search photos/ --output searches/tiny --hours 2 --limit 'params<=1e6' --limit 'macs<=5e7'",
         "xnext search --resume --output searches/photos",
         "xnext search show searches/photos",
         "xnext search best searches/photos --train --data photos/ --epochs 100 --output runs/photos",

@@ -7,12 +7,12 @@ from jsonargparse import Namespace
 
 from xnext._files import make_folder, write_atomic
 from xnext._parser import Parser
-from xnext.cli._common import Verb, new_table, print_table, watched
+from xnext.cli._common import Verb, new_table, print_table, require_known, watched
 from xnext.cli._speed import speed_options, speed_plan
-from xnext.errors import UserError, suggest
 from xnext.evaluation.tables import (
     QUANTITIES,
     TASKS,
+    MeasuredSpeeds,
     PaperTable,
     Speeds,
     compare,
@@ -42,15 +42,18 @@ def _options(parser: Parser) -> None:
 
 def _run(arguments: Namespace) -> int:
     published = load_published()
-    _check(arguments.measure, TASKS, "there is nothing to measure called")
-    _check(arguments.tables, [*published, _CONVOLUTIONS], "there is no table")
+    known = sorted([*published, _CONVOLUTIONS])
+    for task in arguments.measure:
+        require_known("--measure", task, TASKS)
+    for name in arguments.tables:
+        require_known("table", name, known)
     plan = speed_plan(arguments)
     if arguments.output is not None:
         make_folder(arguments.output)
     path = arguments.output / "speeds.json" if arguments.output is not None else None
-    speeds = Speeds.begin(path, plan)
+    speeds = MeasuredSpeeds(path, plan)
     sizes = cache(partial(count_size, plan=plan))
-    for name in arguments.tables or sorted([*published, _CONVOLUTIONS]):
+    for name in arguments.tables or known:
         if name == _CONVOLUTIONS:
             lines, notes = count_convolutions(), "InceptionNeXt, table 2: formulas, and counts of 96 channels"
         else:
@@ -67,14 +70,7 @@ def _run(arguments: Namespace) -> int:
     return 0
 
 
-def _check(names: list[str], known: list[str] | tuple[str, ...], problem: str) -> None:
-    for name in names:
-        if name not in known:
-            nearest = suggest(name, known) or f" Choose from {', '.join(sorted(known))}."
-            raise UserError(f"{problem} {name!r}.{nearest}")
-
-
-def _measure(table: PaperTable, speeds: Speeds, tasks: list[str]) -> None:
+def _measure(table: PaperTable, speeds: MeasuredSpeeds, tasks: list[str]) -> None:
     """Measure the speeds of which the table has figures."""
     wanted = {QUANTITIES[name].task for name in table.quantities}
     for task in (task for task in tasks if task in wanted):

@@ -67,17 +67,23 @@ class _ActivationCounter(TorchDispatchMode):
         return result
 
 
-def smallest_image_size(model: nn.Module, limit: int = 512) -> int:
+def smallest_image_size(model: nn.Module, limit: int = 512, first: int = 1) -> int:
     """Return the smallest square image, in pixels a side, that ``model`` takes.
+
+    Args:
+        model: A network of images.
+        limit: The largest to try.
+        first: The smallest to try.
 
     Raises:
         UserError: No size up to ``limit`` works.
     """
     network = copy.deepcopy(model).to("meta").eval()
-    for size in range(1, limit + 1):
-        if _takes(network, size):
+    last = max(first, limit)
+    for size in range(first, last + 1):
+        if takes(network, size):
             return size
-    raise UserError(f"{type(model).__name__} takes no image of up to {limit} pixels a side")
+    raise UserError(f"{type(model).__name__} takes no image of {first} to {last} pixels a side")
 
 
 def check_image_size(model: nn.Module, size: int, name: str = "the network") -> None:
@@ -86,12 +92,13 @@ def check_image_size(model: nn.Module, size: int, name: str = "the network") -> 
     Raises:
         UserError: It does not; the line names the smallest size that works.
     """
-    if not _takes(copy.deepcopy(model).to("meta").eval(), size):
+    if not takes(copy.deepcopy(model).to("meta").eval(), size):
         smallest = smallest_image_size(model)
         raise UserError(f"image size {size} is too small for {name}; use --image-size {smallest} or more")
 
 
-def _takes(network: nn.Module, size: int) -> bool:
+def takes(network: nn.Module, size: int) -> bool:
+    """Return whether a network that is on the meta device takes square images of ``size`` pixels a side."""
     in_chans = getattr(network, "in_chans", 3)
     try:
         with torch.no_grad():

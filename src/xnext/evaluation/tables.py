@@ -28,25 +28,25 @@ class Quantity:
 
     Attributes:
         heading: What it is, and its unit.
-        digits: After the point.
         task: What measures it; None: it is counted, or cannot be measured here.
+        digits: After the point, of what is counted or measured here; the paper's stand as it has them.
     """
 
     heading: str
-    digits: int
     task: str | None = None
+    digits: int = 2
 
 
 QUANTITIES = {
-    "params": Quantity("params (M)", 2),
-    "macs": Quantity("MACs (G)", 2),
-    "train": Quantity("training (images/s)", 1, "train"),
-    "inference": Quantity("inference (images/s)", 1, "inference"),
-    "train_2080ti": Quantity("training on a 2080 Ti (images/s)", 1),
-    "inference_2080ti": Quantity("inference on a 2080 Ti (images/s)", 1),
-    "inference_sd": Quantity("sd of inference", 1),
-    "steps": Quantity("steps a second", 2, "train"),
-    "top1": Quantity("top-1 (%)", 1),
+    "params": Quantity("params (M)"),
+    "macs": Quantity("MACs (G)"),
+    "train": Quantity("training (images/s)", "train", digits=1),
+    "inference": Quantity("inference (images/s)", "inference", digits=1),
+    "train_2080ti": Quantity("training on a 2080 Ti (images/s)"),
+    "inference_2080ti": Quantity("inference on a 2080 Ti (images/s)"),
+    "inference_sd": Quantity("sd of inference"),
+    "steps": Quantity("steps a second", "train"),
+    "top1": Quantity("top-1 (%)"),
 }
 """By their names in the data file."""
 
@@ -112,27 +112,26 @@ def load_published() -> dict[str, PaperTable]:
 
 
 class Speeds:
-    """Speeds of networks in a file, so that each is measured once, however often that is stopped.
+    """Speeds of networks, as they were measured.
 
     Attributes:
-        about: How they were measured, where and with what.
+        about: How, where and with what.
     """
 
-    def __init__(
-        self, path: Path | None, plan: Plan | None, about: Mapping[str, Any], known: Any = None
-    ) -> None:
-        self._path, self._plan, self.about, self._known = path, plan, about, known or {}
+    def __init__(self, about: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> None:
+        self.about = about
+        self._known = dict(known)
 
-    @classmethod
-    def open(cls, path: Path) -> "Speeds":
-        """Return the speeds of a file, to be read.
+    @staticmethod
+    def open(path: Path) -> "Speeds":
+        """Return the speeds of a file.
 
         Raises:
             UserError: There is none, or it is damaged.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(path, None, content["about"], content["speeds"])
+            return Speeds(content["about"], content["speeds"])
         except OSError as error:
             raise UserError(
                 f"there is no {path}; xnext tables --measure --output FOLDER writes it"
@@ -140,9 +139,16 @@ class Speeds:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged; delete it, or choose another folder") from error
 
-    @classmethod
-    def begin(cls, path: Path | None, plan: Plan) -> "Speeds":
-        """Return what a file holds, or nothing yet, to be added to.
+    def __getitem__(self, key: tuple[Entry, str]) -> Mapping[str, Any] | None:
+        """Return what is known of a network and a task: the mean, the fastest way, and so on."""
+        return self._known.get(_key(*key))
+
+
+class MeasuredSpeeds(Speeds):
+    """Speeds that are added to, in a file, so that each is measured once, however often that is stopped."""
+
+    def __init__(self, path: Path | None, plan: Plan) -> None:
+        """Begin with what the file holds, or with nothing.
 
         Args:
             path: The file; None: speeds are not kept.
@@ -151,20 +157,17 @@ class Speeds:
         Raises:
             UserError: The file is damaged, or its speeds were measured in another way.
         """
-        about = describe(plan)
-        about = {name: value for name, value in about.items() if name != "task"} | {"dtype": plan.dtype}
+        about = {name: value for name, value in describe(plan).items() if name != "task"}
+        super().__init__(about | {"dtype": plan.dtype}, {})
+        self._path, self._plan = path, plan
         if path is None or not path.exists():
-            return cls(path, plan, about)
-        found = cls.open(path)
-        if different := [name for name, value in about.items() if found.about.get(name) != value]:
+            return
+        found = Speeds.open(path)
+        if different := [name for name, value in self.about.items() if found.about.get(name) != value]:
             raise UserError(
                 f"{path} was measured with another {', '.join(different)}; choose another --output"
             )
-        return cls(path, plan, about, found._known)
-
-    def __getitem__(self, key: tuple[Entry, str]) -> dict[str, Any] | None:
-        """Return what is known of a network and a task: the mean, the fastest way, and so on."""
-        return self._known.get(_key(*key))
+        self._known = found._known
 
     def measure(self, entry: Entry, task: str, watch: Callable[[Iterable[int]], Iterable[int]]) -> None:
         """Measure a network, unless that was done.
@@ -176,7 +179,6 @@ class Speeds:
         """
         if entry.network is None or self[entry, task] is not None:
             return
-        assert self._plan is not None, "opened to be read"
         plan = replace(self._plan, training=task == "train", image_size=entry.image_size)
         rows = benchmark(entry.network, plan, watch=watch, model_args=entry.args, twin=False)
         eager = max((row for row in rows if row.way == "eager"), key=attrgetter("mean"))
@@ -210,11 +212,11 @@ def compare(table: PaperTable, speeds: Speeds, sizes: Callable[[Entry], Size | N
         for name in table.quantities:
             heading, published = QUANTITIES[name].heading, entry.published.get(name)
             line[heading] = "" if published is None else str(published)
-            if QUANTITIES[name].task is not None:
-                line |= _speed_columns(name, entry, baseline, speeds)
+            if (task := QUANTITIES[name].task) is not None:
+                line |= _speed_columns(name, task, entry, baseline, speeds)
             elif size is not None and name in COUNTED:
                 here = getattr(size, name) / COUNTED[name]
-                line[f"{heading}, here"] = f"{here:.2f}"
+                line[f"{heading}, here"] = f"{here:.{QUANTITIES[name].digits}f}"
                 line[f"{heading}, difference"] = _difference(here, published)
         lines.append(line)
     headings = [QUANTITIES[name].heading for name in table.quantities]
@@ -223,10 +225,9 @@ def compare(table: PaperTable, speeds: Speeds, sizes: Callable[[Entry], Size | N
     return [{column: line.get(column, "") for column in columns} for line in lines]
 
 
-def _speed_columns(name: str, entry: Entry, baseline: Entry, speeds: Speeds) -> dict[str, str]:
+def _speed_columns(name: str, task: str, entry: Entry, baseline: Entry, speeds: Speeds) -> dict[str, str]:
     """Return what was measured of a speed, how it compares, and that of the fastest way."""
     quantity = QUANTITIES[name]
-    task = quantity.task or ""
     measured, base = speeds[entry, task], speeds[baseline, task]
     if measured is None:
         return {}

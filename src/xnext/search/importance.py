@@ -3,7 +3,7 @@
 A random forest learns costs from points. Local parameter importance (Biedenkapp et al., 2018) is how much
 its prediction varies around the best point when one choice varies; functional ANOVA (Hutter et al., 2014) how
 much it varies over the whole space, divided among choices and pairs of them. Both are shares of 1, computed
-for each tree, so that there is an interval over the trees.
+for each tree: their mean counts, and their standard deviation tells how far the trees agree.
 """
 
 import itertools
@@ -24,7 +24,6 @@ FEWEST = 5
 
 _TREES = 128
 _SHOWN = 12  # choices and pairs in a picture
-_DECILES = (10, 90)
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Importance:
     Attributes:
         choices: The names of one choice, or of two.
         share: Of what varies, 0 to 1: the mean over the trees.
-        low: Its 10th percentile.
-        high: Its 90th percentile.
+        low: The share less the standard deviation over the trees, at least 0.
+        high: The share and the standard deviation, at most 1.
     """
 
     choices: tuple[str, ...]
@@ -211,9 +210,9 @@ def _shares(variances: Mapping[tuple[str, ...], np.ndarray], totals: np.ndarray)
         raise UserError("the forest finds no difference between these trials, so that nothing mattered")
     found = []
     for choices, values in variances.items():
-        shares = values[varies] / totals[varies]
-        low, high = np.percentile(shares, _DECILES)
-        found.append(Importance(choices, float(shares.mean()), float(low), float(high)))
+        shares = (values[varies] / totals[varies]).clip(max=1.0)  # which it exceeds by rounding alone
+        mean, deviation = float(shares.mean()), float(shares.std())
+        found.append(Importance(choices, mean, max(mean - deviation, 0.0), min(mean + deviation, 1.0)))
     return sorted(found, key=lambda importance: -importance.share)
 
 
@@ -242,14 +241,14 @@ def draw_importance(found: Mapping[int, Sequence[Importance]], title: str) -> Fi
         rows = [(i, by_name[name]) for i, name in enumerate(names) if name in by_name]
         y = [i + (place - (len(found) - 1) / 2) * height for i, _ in rows]
         shares = np.array([one.share for _, one in rows])
-        spread = np.array([[max(one.share - one.low, 0), max(one.high - one.share, 0)] for _, one in rows]).T
+        spread = np.array([[one.share - one.low, one.high - one.share] for _, one in rows]).T
         label = f"{epochs} epoch{'s' if epochs > 1 else ''}"
         axes.barh(y, shares, height, color=colours[place], label=label)
         axes.errorbar(shares, y, xerr=spread, fmt="none", ecolor="0.3", elinewidth=1, capsize=2)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
     axes.set_xlim(0, None)
-    axes.set_xlabel("share of the variation; lines: 10th to 90th percentile of the trees")
+    axes.set_xlabel("share of the variation; lines: standard deviation over the trees")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     if len(found) > 1:

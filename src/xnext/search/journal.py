@@ -75,6 +75,15 @@ class Journal:
         except OSError as error:
             raise write_error(self.path, error) from error
 
+    def require_current(self) -> None:
+        """Refuse to go on where another process has gone on since this was read.
+
+        Raises:
+            UserError: As said, or the file cannot be read.
+        """
+        if Journal.open(self.path).entries != self.entries:
+            raise UserError(f"{self.path} has got lines of another process meanwhile; give the command again")
+
     def append(self, **entry: Any) -> None:
         """Add a line and wait until it is on the disk.
 

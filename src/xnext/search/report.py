@@ -211,15 +211,13 @@ def _importance(search: Search) -> list[str]:
             y=names, x=shares, orientation="h", name=f"{epochs} epochs",
             marker_color=_BLUE, opacity=0.35 + 0.65 * (place + 1) / len(found),
             error_x={
-                "array": [max(by_name[name].high - by_name[name].share, 0) for name in names],
-                "arrayminus": [max(by_name[name].share - by_name[name].low, 0) for name in names],
+                "array": [by_name[name].high - by_name[name].share for name in names],
+                "arrayminus": [by_name[name].share - by_name[name].low for name in names],
                 "thickness": 1, "width": 2,
             },
         )  # fmt: skip
     figure.update_layout(xaxis_title="share of the variation around the best", barmode="group")
-    legend = note(
-        "Local parameter importance; lines reach from the 10th to the 90th percentile of the trees."
-    )
+    legend = note("Local parameter importance; lines are the standard deviation over the trees.")
     return [_plot(figure, height=140 + 40 * len(names)), legend, *problems]
 
 

@@ -1,147 +1,46 @@
 """The search: asks an optimiser, runs trials, notes all in the journal, and goes on from it."""
 
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
 
 from xnext._files import make_folder, write_atomic
-from xnext._types import check_types
-from xnext.data import ImageData, PackedSource, Preprocessing, load_data, write_packed
-from xnext.errors import UserError, is_out_of_memory, shorten, suggest
-from xnext.models._registry import create_variant
+from xnext.data import load_data, write_packed
+from xnext.errors import UserError
+from xnext.search.checks import check_device, check_images, check_networks
+from xnext.search.config import SearchConfig
 from xnext.search.history import History, Record
 from xnext.search.journal import Journal
 from xnext.search.optimizers import OPTIMIZERS, Optimizer, Task
 from xnext.search.space import Space
-from xnext.search.trial import FAILURES, SIZES, Outcome, Trial, TrialLost, require_free_of, supervise, warm_up
+from xnext.search.trial import (
+    FAILURES,
+    REJECTED,
+    Outcome,
+    Trial,
+    TrialLost,
+    require_free_of,
+    supervise,
+    warm_up,
+)
 from xnext.training.interrupts import Interrupts, Stopped
 
-OBJECTIVES = ("top1", *SIZES)
-"""What can be searched for: the highest accuracy, or the lowest of the others."""
-
 _MOST_LOST = 2  # times that a trial is asked again whose process was killed
-_FAILED_AT_FIRST = 5  # trials, of which none may have gone wrong in every case
+_FAILED_AT_FIRST = 5  # trials, not all of which may have gone wrong; when it goes on, as many again
+_REJECTED_AT_FIRST = 200  # trials, not all of which may be over a limit, since they cost next to nothing
 _LENGTHS = ("trials", "hours")
 _CHANGEABLE = (*_LENGTHS, "workers", "scheduler", "trial_minutes", "trial_memory")
 _EXPORT_EVERY = 30.0  # seconds
-_MOST_BAD = 0.01  # share of images that cannot be read, as in a training
 _LOOK = 0.2  # seconds between two looks at signals and time
 _GLANCE = 0.5  # seconds, of which `xnext search show` holds the lock for far less
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """Everything that decides a search.
-
-    Attributes:
-        data: Images to search for, as `xnext train` takes them.
-        space: Where to look: nexception, union, or a YAML file of choices.
-        trials: Trials to make; default: until the time is over.
-        hours: Hours to search; default: until the trials are done.
-        min_epochs: Epochs of the shortest trials, of which the best go on.
-        max_epochs: Epochs of the longest trials.
-        objective: What to search for: top1 and any of latency_ms, macs and params, which are to be low.
-        limit: What no network may exceed, as `latency_ms<=5` or `params<=1e6`.
-        workers: Trials at a time.
-        scheduler: Address of a Dask scheduler whose workers run the trials, `tcp://HOST:PORT`; default: this
-            machine.
-        optimizer: Who decides what to try: smac, random or evolution.
-        width: Factor of all numbers of channels in the search; the winner has them all.
-        image_size: Side of the square images in pixels.
-        batch_size: Images a step.
-        seed: Start of every random choice.
-        trial_minutes: Most minutes of a trial; default: no limit.
-        trial_memory: Most GiB of memory of a trial, on the host and on the device each; default: no limit.
-        device: Where to train: auto (a GPU if there is one), cpu or cuda.
-        amp: Mixed precision: off, bf16 or fp16.
-    """
-
-    data: str
-    space: str = "nexception"
-    trials: int | None = None
-    hours: float | None = None
-    min_epochs: int = 1
-    max_epochs: int = 9
-    objective: tuple[str, ...] = ("top1",)
-    limit: tuple[str, ...] = ()
-    workers: int = 1
-    scheduler: str | None = None
-    optimizer: str = "smac"
-    width: float = 0.25
-    image_size: int = 32
-    batch_size: int = 64
-    seed: int = 0
-    trial_minutes: float | None = None
-    trial_memory: float | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    amp: Literal["off", "bf16", "fp16"] = "off"
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("trials", "min_epochs", "max_epochs", "workers", "image_size", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
-        for name in ("hours", "width", "trial_minutes", "trial_memory"):
-            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
-                raise UserError(f"{name} is {value}; it must be more than 0")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}; it must be at least 0 and less than 2^32")
-        if self.trials is None and self.hours is None:
-            raise UserError("say how long to search: --trials N or --hours H")
-        if self.min_epochs > self.max_epochs:
-            raise UserError(f"min_epochs {self.min_epochs} is more than max_epochs {self.max_epochs}")
-        if "top1" not in self.objective:
-            raise UserError("objective must have top1, without which the smallest network is the best")
-        for name in self.objective:
-            if name not in OBJECTIVES:
-                raise UserError(
-                    f"unknown objective {name!r}.{suggest(name, OBJECTIVES) or _choose(OBJECTIVES)}"
-                )
-        if len(set(self.objective)) < len(self.objective):
-            raise UserError("an objective stands twice")
-        if self.optimizer not in OPTIMIZERS:
-            hint = suggest(self.optimizer, OPTIMIZERS) or _choose(OPTIMIZERS)
-            raise UserError(f"unknown optimizer {self.optimizer!r}.{hint}")
-        if self.scheduler is not None and "://" not in self.scheduler:
-            raise UserError(f"scheduler {self.scheduler!r} is no address; give tcp://HOST:PORT")
-        _ = self.limits
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """The limits, by what they limit.
-
-        Raises:
-            UserError: One is not understood.
-        """
-        limits = {}
-        for text in self.limit:
-            name, sign, number = text.partition("<=")
-            try:
-                value = float(number)
-            except ValueError:
-                value = -1.0
-            if name.strip() not in SIZES or not sign or not 0 < value < float("inf"):
-                raise UserError(
-                    f"limit {text!r} is not understood; write latency_ms<=5, macs<=1e8 or params<=1e6"
-                )
-            if name.strip() in limits:
-                raise UserError(f"limit {name.strip()} is given twice; keep the one that is meant")
-            limits[name.strip()] = value
-        return limits
-
-
-def _choose(names: Any) -> str:
-    return f" Choose from {', '.join(names)}."
 
 
 class Search:
@@ -176,8 +75,8 @@ class Search:
         """Decode the images into a new folder and begin the journal.
 
         Raises:
-            UserError: The folder is taken, the images, the space or the cluster do not exist, or the images
-                do not fit.
+            UserError: The folder is taken, the images, the space or the cluster do not exist, or the networks
+                or the images do not fit.
         """
         if path.exists() and (not path.is_dir() or (path / "journal.jsonl").exists()):
             raise UserError(f"{path} exists already; choose another --output, or go on with --resume")
@@ -186,19 +85,19 @@ class Search:
                 f"{path} holds networks of a search whose journal is missing; choose another --output, or"
                 " delete it"
             )
-        _check_device(config)
+        check_device(config)
         space = Space.load(config.space)
         if config.scheduler is None:
             warm_up()  # while the images are decoded
         data = load_data(config.data, seed=config.seed)
         if data.multilabel:
             raise UserError(f"{config.data}: images of several classes are not searched for yet")
-        preprocessing = _preprocessing(space, config, data)
+        preprocessing = check_networks(space, config, len(data.classes))
         with executor(config):
             pass  # a cluster that does not answer is told before anything is written
         make_folder(path)
         write_packed(data, preprocessing, path / "data")
-        _check_images(data, path / "data")
+        check_images(data, path / "data")
         content = {"space_content": space.content, "classes": data.classes}
         return cls(path, Journal.create(path / "journal.jsonl", asdict(config) | content))
 
@@ -259,12 +158,14 @@ class Search:
             watch: Called with each trial that ended.
 
         Raises:
-            UserError: All of the first trials went wrong, the workers are no more, or the disk is full.
+            UserError: All of the first trials went wrong or were rejected, the workers are no more, another
+                process has gone on with it, or the disk is full.
             Stopped: A signal came; the trials under way have saved what they had.
         """
-        _check_device(self.config)
+        check_device(self.config)
         lock = require_free_of(self.path, patience=_GLANCE)
         try:
+            self._journal.require_current()
             self._journal.repair()
             if self._changes:
                 self._journal.append(resume=self._changes)
@@ -341,7 +242,7 @@ class Search:
             seconds=None if config.trial_minutes is None else 60 * config.trial_minutes,
             memory_gib=config.trial_memory,
             device=slot % gpus if gpus else None,
-            threads=max(1, (os.cpu_count() or 1) // config.workers),
+            threads=max(1, torch.get_num_threads() // config.workers),
         )
 
 
@@ -442,19 +343,32 @@ class _Round:
         if time.monotonic() - self._exported > _EXPORT_EVERY:
             self._search.export()
             self._exported = time.monotonic()
-        self._check_first()
+        self._check_first(record)
 
-    def _check_first(self) -> None:
-        """End a search that cannot come to anything.
+    def _check_first(self, last: Record) -> None:
+        """End a search that cannot come to anything; if it goes on, let it try as much again.
+
+        Args:
+            last: The trial that has just ended.
 
         Raises:
-            UserError: Each of its first trials went wrong.
+            UserError: Each of its first trials went wrong, or was rejected.
         """
         ended = [record for record in self._history.records if record.status is not None]
-        if len(ended) == _FAILED_AT_FIRST and all(record.status in FAILURES for record in ended):
-            last = ended[-1]
+        trained = [record for record in ended if record.status != REJECTED]
+        if not trained and len(ended) % _REJECTED_AT_FIRST == 0:
+            limits = "; ".join(
+                f"{name}<={most:,.10g}: the smallest has {min(one.values[name] for one in ended):,.10g}"
+                for name, most in self._search.config.limits.items()
+            )
             raise UserError(
-                f"each of the first {len(ended)} trials went wrong, the last one so: {last.status}"
+                f"each of the first {len(ended)} networks is over a limit ({limits}); begin another search"
+                " with higher ones, or look further with --resume"
+            )
+        failed = last.status in FAILURES and all(record.status in FAILURES for record in trained)
+        if failed and len(trained) % _FAILED_AT_FIRST == 0:
+            raise UserError(
+                f"each of the first {len(trained)} trials went wrong, the last one so: {last.status}"
                 f" ({last.reason}); see {self._search.trial(last, 0).log}"
             )
 
@@ -490,46 +404,6 @@ def executor(config: SearchConfig) -> Iterator[tuple[Executor, Any]]:
 
     with connect(config.scheduler) as pool:
         yield pool, cancelled
-
-
-def _check_device(config: SearchConfig) -> None:
-    """Refuse a GPU where there is none.
-
-    Raises:
-        UserError: As said.
-    """
-    if config.device == "cuda" and config.scheduler is None and not torch.cuda.is_available():
-        raise UserError("device cuda: PyTorch finds no GPU here; use auto or cpu")
-
-
-def _check_images(data: ImageData, folder: Path) -> None:
-    """Refuse a set of which too many images could not be decoded, of which each trial would complain.
-
-    Raises:
-        UserError: The line names them; the folder is gone.
-    """
-    packed = load_data(f"packed:{folder}")
-    for part, source, origin in (("training", packed.train, data.train), ("held-out", packed.val, data.val)):
-        bad = [] if not isinstance(source, PackedSource) else sorted(source.packed.bad_images)
-        if len(bad) > _MOST_BAD * len(source):
-            shutil.rmtree(folder)
-            names = shorten([origin.name(index) for index in bad])
-            raise UserError(
-                f"{data.name}: {len(bad)} of {len(source)} {part} images cannot be read ({names}); mend or"
-                " remove them"
-            )
-
-
-def _preprocessing(space: Space, config: SearchConfig, data: ImageData) -> Preprocessing:
-    """Return how images come to the networks, of which all are alike in that."""
-    architecture = space.architecture(next(space.points()), config.width)
-    try:
-        network = create_variant(architecture.model, architecture.model_args, num_classes=len(data.classes))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"width {config.width:g} makes networks that do not fit into the memory") from error
-    return Preprocessing.for_model(network, config.image_size, crop_pct=1.0)
 
 
 def write_best(search: Search, path: Path) -> Record:

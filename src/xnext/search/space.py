@@ -20,12 +20,9 @@ section 3; a user's own has the same form::
       - {act: relu, pool: [conv, blur]}            # what may not come together
 """
 
-import dataclasses
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from typing import Any
 from xnext._yaml import read_yaml
 from xnext.errors import UserError, suggest
 from xnext.models import get_config
+from xnext.search.architecture import ALIKE, SCALED, Architecture, is_factor
 
 Point = Mapping[str, str]
 """The names of the values chosen, by choice; of the choices that exist there, in the space's order."""
@@ -41,44 +39,7 @@ SPACES = ("nexception", "union")
 """Those that come with this project."""
 
 _KEYS = ("network", "fixed", "full", "choices", "conditions", "forbidden")
-_WIDTHS = ("stem_dims", "entry_dims", "exit_dim", "tail_dims", "dims")
-"""Fields of the configs that are numbers of channels; the pseudo-field ``width`` is a factor of all."""
-
-_DEPTHS = ("middle_depth", "depths")
-"""Fields that are numbers of blocks; the pseudo-field ``depth`` is a factor of all."""
-
-_SCALED = {"width": _WIDTHS, "depth": _DEPTHS}
-_ALIKE = {field: name for name, fields in _SCALED.items() for field in fields}
-
-_DIVISOR = 8
 _MOST_DRAWS = 1000  # of points until one is allowed
-
-
-@dataclass(frozen=True, eq=False)
-class Architecture:
-    """A network as a value.
-
-    Attributes:
-        model: Name of a registered network.
-        model_args: Fields of its config that differ.
-    """
-
-    model: str
-    model_args: Mapping[str, Any]
-
-    @cached_property
-    def config(self) -> Any:
-        """The lineage's config, which tells whether two are the same network.
-
-        Raises:
-            UserError: There is no such network, field or value.
-        """
-        base = get_config(self.model)
-        known = [field.name for field in dataclasses.fields(base)]
-        for name in self.model_args:
-            if name not in known:
-                raise UserError(f"{self.model} has no field {name!r}.{suggest(str(name), known)}")
-        return dataclasses.replace(base, **self.model_args)
 
 
 class Space:
@@ -90,6 +51,7 @@ class Space:
         choices: The fields of each value, by its name, by choice.
         conditions: Under which values of other choices alone a choice exists.
         forbidden: Values that may not come together.
+        examples: Points that together have each value of each choice.
     """
 
     def __init__(self, name: str, content: Mapping[str, Any]) -> None:
@@ -112,7 +74,7 @@ class Space:
         self._network = content["network"]
         self._fixed, self._full = (self._mapping(content, key) for key in ("fixed", "full"))
         for key, fields in (("fixed", self._fixed), ("full", self._full)):
-            self._check_factors(f"`{key}`", fields)
+            self._check_fields(f"`{key}`", fields)
         self.choices = {
             str(choice): self._values(str(choice), values)
             for choice, values in self._mapping(content, "choices").items()
@@ -131,7 +93,7 @@ class Space:
             self._clause(f"forbidden combination {place}", clause) for place, clause in enumerate(clauses, 1)
         )
         self._order = self._sort()
-        self._check_values()
+        self.examples = self._check_values()
 
     @classmethod
     def load(cls, name: str) -> "Space":
@@ -243,18 +205,7 @@ class Space:
                 fields |= chosen
                 fields |= chosen.get("full", {}) if full else {}
         fields.pop("full", None)
-        model = fields.pop("network")
-        factors = {"width": width * fields.pop("width", 1.0), "depth": fields.pop("depth", 1.0)}
-        base = vars(get_config(model))
-        for name, scaled in _SCALED.items():
-            if factors[name] != 1:
-                least = _DIVISOR if name == "width" else 1
-                fields |= {
-                    field: _scale(fields.get(field, base[field]), factors[name], least)
-                    for field in scaled
-                    if field in base
-                }
-        return Architecture(model, fields)
+        return Architecture.scaled(fields.pop("network"), fields, width)
 
     def _complete(self, part: Point, generator: random.Random) -> dict[str, str]:
         """Return a point with the values of another where they exist, and drawn ones elsewhere."""
@@ -326,7 +277,7 @@ class Space:
         touched = {
             field for name in choices for fields in self.choices[name].values() for field in fields
         } - {"full"}
-        for name, scaled in _SCALED.items():
+        for name, scaled in SCALED.items():
             if not touched.isdisjoint({*scaled, name}):
                 touched |= set(scaled)
         return touched
@@ -357,7 +308,7 @@ class Space:
         by_field: dict[str, set[str]] = {}
         for choice in choices:
             for field in self._touched([choice]):
-                by_field.setdefault(_ALIKE.get(field, field), set()).add(choice)
+                by_field.setdefault(ALIKE.get(field, field), set()).add(choice)
         groups = [{choice} for choice in choices]
         for link in (*links, *by_field.values()):
             joined = [group for group in groups if group & link]
@@ -396,15 +347,21 @@ class Space:
         if not named:
             raise self._error(f"{choice!r} has no values")
         for value, fields in named.items():
-            self._check_factors(f"{choice} {value}", fields)
-            if not isinstance(fields.get("full", {}), Mapping):
+            full = fields.get("full", {})
+            if not isinstance(full, Mapping):
                 raise self._error(f"{choice} {value}: `full` must hold lines of `name: value`")
-            self._check_factors(f"{choice} {value}", fields.get("full", {}))
+            self._check_fields(f"{choice} {value}", {key: fields[key] for key in fields if key != "full"})
+            self._check_fields(f"{choice} {value}", full)
         return named
 
-    def _check_factors(self, what: str, fields: Mapping[str, Any]) -> None:
-        for name in _SCALED:
-            if not _is_factor(fields.get(name, 1)):
+    def _check_fields(self, what: str, fields: Mapping[str, Any]) -> None:
+        """Refuse what no config would: factors that are none, and a `full` where nothing takes it."""
+        if "full" in fields:
+            raise self._error(
+                f"{what}: there is no field 'full'. Did you mean the `full` beside `fixed`, or of a value?"
+            )
+        for name in SCALED:
+            if not is_factor(fields.get(name, 1)):
                 raise self._error(f"{what}: {name} must be a factor of more than 0")
 
     def _clause(self, what: str, clause: Any) -> dict[str, tuple[str, ...]]:
@@ -442,10 +399,13 @@ class Space:
             order += ready
         return order
 
-    def _check_values(self) -> None:
-        """Build a network with each value, so that a search does not find out late."""
+    def _check_values(self) -> tuple[Point, ...]:
+        """Build a network with each value, so that a search does not find out late; return their points."""
+        examples: list[Point] = []
         for choice, values in self.choices.items():
             for value in values:
+                if any(point.get(choice) == value for point in examples):
+                    continue
                 point = self._any_point(choice, value)
                 if point is None:
                     raise self._error(
@@ -456,6 +416,8 @@ class Space:
                         _ = self._fields(point, full=full).config
                     except UserError as error:
                         raise self._error(f"{choice} {value}: {error}") from error
+                examples.append(point)
+        return tuple(examples)
 
     def _any_point(self, choice: str, value: str) -> dict[str, str] | None:
         """Return a point that has a value, or None."""
@@ -482,16 +444,3 @@ def _name(value: Any) -> str:
 
 def _say(clause: Mapping[str, Sequence[str]]) -> str:
     return " and ".join(f"{choice} is {' or '.join(values)}" for choice, values in clause.items())
-
-
-def _is_factor(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _scale(number: Any, factor: float, divisor: int) -> Any:
-    """Return numbers times a factor, as multiples of a divisor, at least once."""
-    if isinstance(number, list | tuple):
-        return [_scale(one, factor, divisor) for one in number]
-    if not _is_factor(number):
-        return number  # which the config will refuse
-    return max(divisor, round(number * factor / divisor) * divisor)

@@ -2,11 +2,11 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -173,10 +173,12 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
 
     Raises:
         TrialLost: The process died, though it was not ended here, or was cancelled.
+        UserError: The folder of the network cannot be written.
     """
-    _claim(trial)
-    if (outcome := _read(trial)) is not None:  # its search was killed before it could note that
-        return outcome
+    with _locked(Path(trial.folder)):
+        _claim(trial)
+        if (outcome := _read(trial)) is not None:  # its search was killed before it could note that
+            return outcome
     context = warm_up()
     process = context.Process(target=_run, args=(trial,), name=f"trial {trial.number}")
     started = time.monotonic()
@@ -199,17 +201,22 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
 
 
 def _claim(trial: Trial) -> None:
-    """Make the folder of a network, without what another left there before the journal was cut."""
+    """Make the folder of a network, and move aside what is there of anything else.
+
+    That is another network's, from before the journal was cut, or somebody's own: nothing is deleted.
+    """
     folder = Path(trial.folder)
     told = asdict(trial)
     deciding = ("model", "model_args", "max_epochs", "classes", "training")
     content = json.dumps({name: told[name] for name in deciding}, sort_keys=True).encode()
     known = folder / "network.json"
-    if folder.exists() and (not known.exists() or known.read_bytes() != content):
-        shutil.rmtree(folder)
+    if known.exists() and known.read_bytes() == content:
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        places = (folder.with_name(f"{folder.name}.old-{number}") for number in itertools.count(1))
+        folder.rename(next(place for place in places if not place.exists()))
     make_folder(folder)
-    if not known.exists():
-        write_atomic(known, content)
+    write_atomic(known, content)
 
 
 def _watch(
@@ -281,9 +288,8 @@ def _run(trial: Trial) -> None:
             reason = f"{type(error).__name__}: {error}" if status == "exception" else str(error)
             values = _read_sizes(Path(trial.folder))
             outcome = Outcome(status=status, values=values, reason=" ".join(reason.split()))
-        seconds = round(
-            time.monotonic() - started, 3
-        )  # for a search that is killed before it can note its own
+        # For a search that is killed before it can note its own.
+        seconds = round(time.monotonic() - started, 3)
         write_atomic(trial.result, json.dumps(asdict(outcome) | {"seconds": seconds}).encode())
 
 
@@ -380,7 +386,8 @@ def _logged(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Wait until no other process trains in a folder: that of a killed search takes a moment to end."""
-    with (folder / ".lock").open("w") as stream:
+    make_folder(folder.parent)
+    with folder.with_name(f".{folder.name}.lock").open("w") as stream:  # beside it, since it may be moved
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

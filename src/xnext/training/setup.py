@@ -257,21 +257,31 @@ def _weights_file(checkpoint: Path) -> Path:
     return Run.open(checkpoint).best if checkpoint.is_dir() else checkpoint
 
 
+def require_device(device: str, amp: str) -> None:
+    """Refuse a device and a precision that the machine does not have.
+
+    Raises:
+        UserError: As said.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UserError("device cuda: PyTorch finds no GPU here; use --device cpu")
+    if amp == "fp16" and (device == "cpu" or not has_gpu):
+        raise UserError("amp fp16 needs a GPU; use --amp bf16 or off")
+
+
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """Return the device and precision of a config, as accelerate holds them.
 
     Raises:
         UserError: The machine does not have them.
     """
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise UserError("device cuda: PyTorch finds no GPU here; use --device cpu")
-    if config.amp == "fp16" and (config.device == "cpu" or not has_gpu):
-        raise UserError("amp fp16 needs a GPU; use --amp bf16 or off")
+    require_device(config.device, config.amp)
     # accelerate keeps a process's first device and precision and refuses others; trainings are independent.
+    # Unless it is told that it is on a CPU, it takes each process for the only one.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    on_cpu = config.device == "cpu" or not has_gpu  # else accelerate takes each process for the only one
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     if is_restarted():
         join("gloo" if on_cpu else "nccl", _LONGEST_WAIT)
     return Accelerator(

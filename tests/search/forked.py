@@ -1,0 +1,21 @@
+"""Commands in processes forked from where trials are: what takes seconds to import is there already."""
+
+from multiprocessing.process import BaseProcess
+
+import torch
+
+from xnext.cli import main
+from xnext.search.trial import _no_script, warm_up
+
+
+def begin(words: list[str]) -> BaseProcess:
+    """Begin a command, with one thread for each trial, as there is in a test."""
+    process = warm_up().Process(target=_run, args=(words,))
+    with _no_script():
+        process.start()
+    return process
+
+
+def _run(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    main(words)
