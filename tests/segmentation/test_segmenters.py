@@ -69,6 +69,20 @@ def test_an_image_says_the_same_alone_and_where_it_lies(decoder):
     assert near > 3 * far
 
 
+def test_fpn_tells_a_part_as_in_the_whole():
+    """Its places see no further than their surroundings; UPerNet's see the whole image."""
+    torch.manual_seed(0)
+    part, inner = slice(96, 320), slice(96, 128)
+    image = torch.randn(1, 3, 416, 416)
+    apart = {}
+    for decoder in DECODERS:
+        network = create_segmenter("convnext_debug", decoder, 3, model_args={"kernel_size": 3}).eval()
+        with torch.inference_mode():
+            whole, alone = network(image), network(image[..., part, part])
+        apart[decoder] = float((whole[..., part, part] - alone)[..., inner, inner].abs().max() / whole.std())
+    assert apart["fpn"] < 1e-3 < apart["upernet"]
+
+
 def test_published_backbones_keep_their_weights():
     backbone = xnext.create_model("inceptionnext_debug")
     network = create_segmenter("inceptionnext_debug", "fpn", 3)

@@ -26,10 +26,11 @@ _DROPOUT = 0.1  # before the last convolution
 
 
 class Pyramid(FPNDecoder):
-    """The decoder of Semantic FPN with a 3x3 convolution after the sum of each level.
+    """The decoder of Semantic FPN with a 3x3 convolution after the sum of each level, and batch norms.
 
-    Lin et al. (2017) have it, and so have the networks whose sizes the InceptionNeXt paper tells; the library
-    leaves it out.
+    Lin et al. (2017) have the convolution, and so have the networks whose sizes the InceptionNeXt paper
+    tells; the library leaves it out. Its group norms, and the way it enlarges, let each place depend on the
+    whole image, so that a part would not be told as in the whole; here it is as in mmsegmentation.
 
     Args:
         channels: Of each level of the backbone.
@@ -39,6 +40,10 @@ class Pyramid(FPNDecoder):
         super().__init__(list(channels), encoder_depth=LEVELS, pyramid_channels=_FPN_WIDTH, dropout=0.0)
         for name in ("p5", "p4", "p3", "p2"):
             self.add_module(f"{name}_output", nn.Conv2d(_FPN_WIDTH, _FPN_WIDTH, 3, padding=1))
+        for module in list(self.modules()):
+            for name, norm in module.named_children():
+                if isinstance(norm, nn.GroupNorm):
+                    setattr(module, name, nn.BatchNorm2d(norm.num_channels))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Map the levels, the largest first, to features as large as that, (B, channels, H, W)."""
@@ -48,8 +53,14 @@ class Pyramid(FPNDecoder):
             # To its very size: a stem without padding leaves levels that are not twice as large.
             level = F.interpolate(level, feature.shape[-2:]) + self.get_submodule(name).skip_conv(feature)
             outputs.append(self.get_submodule(f"{name}_output")(level))
-        parts = [block(one) for block, one in zip(self.seg_blocks, outputs, strict=True)]
-        return self.merge([_resize(part, features[0].shape[-2:]) for part in parts])
+        parts = []
+        for block, part in zip(self.seg_blocks, outputs, strict=True):
+            for layer in block.block:
+                part = layer.block(part)
+                if layer.upsample:
+                    part = _resize(part, [2 * side for side in part.shape[-2:]])
+            parts.append(_resize(part, features[0].shape[-2:]))
+        return self.merge(parts)
 
 
 class UPerNet(UPerNetDecoder):
