@@ -45,6 +45,7 @@ LAYOUTS = {"best": (False, True), "nchw": (False,), "nhwc": (True,)}
 # How far results may be from the first row's, as a share of their norm.
 _TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
 _WARM_UP = 2
+_STIRRED_BY = 4  # images
 _LEARNING_RATE = 1e-3
 
 
@@ -257,17 +258,17 @@ def _compare(
     twin: bool,
 ) -> list[Row]:
     """Measure all that stands beside each other, with batches of one size."""
-    network = create_network(name, model_args)
+    network = _stir(create_network(name, model_args))
     subjects = []
     with _precision(plan.dtype):
         if twin and name in TWINS and not model_args:
-            same = create_network(TWINS[name])
+            same = _stir(create_network(TWINS[name]))
             load_checkpoint(network, same.state_dict())
             subjects += _prepare(f"timm {TWINS[name]}", same, plan, plan.ways(peer=True))
         ways = plan.ways(peer=False, fusable=isinstance(network, Network))
         subjects += _prepare(name, network, plan, ways)
         for other in against:
-            model = create_network(other)
+            model = _stir(create_network(other))
             subjects += _prepare(f"timm {other}", model, plan, plan.ways(peer=True), same=False)
         return list(_measure(subjects, plan, watch))
 
@@ -315,9 +316,9 @@ def check_network(name: str) -> None:
 
 
 def create_network(name: str, model_args: Mapping[str, Any] | None = None) -> Any:
-    """Return a network of this project or of timm with random weights, each part of which counts."""
+    """Return a network of this project or of timm with random weights."""
     create = create_model if name in list_models() else timm.create_model
-    return _stir(create(name, **model_args or {}))
+    return create(name, **model_args or {})
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -333,20 +334,32 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _stir(model: nn.Module) -> nn.Module:
+@torch.no_grad()
+def _stir(model: Any) -> nn.Module:
     """Make each part of a network count, so that it shows what is done with it.
 
-    Batch norms get statistics, and LayerScale, which begins with next to nothing, a scale near 1.
+    LayerScale, which begins with next to nothing, gets a scale near 1, and batch norms get statistics near
+    those of a batch: with others the numbers of a deep network grow, and what is rounded with them.
     """
     generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) / 10)  # type: ignore[union-attr]
-            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)  # type: ignore[union-attr]
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
-            parameter.data.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-    return model
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    if not norms:
+        return model
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    size = model.pretrained_cfg["input_size"][-1]
+    model.train()(torch.randn(_STIRRED_BY, 3, size, size, generator=generator))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None, "it tracks them"
+        mean += torch.randn(mean.shape, generator=generator) / 20 * variance.sqrt()
+        variance *= torch.rand(variance.shape, generator=generator) / 5 + 0.9
+    return model.eval()
 
 
 def _image_size(model: Any, plan: Plan, name: str) -> int:
