@@ -338,8 +338,9 @@ def describe(plan: Plan) -> dict[str, Any]:
 def _stir(model: Any) -> nn.Module:
     """Make each part of a network count, so that it shows what is done with it.
 
-    LayerScale, which begins with next to nothing, gets a scale near 1, and batch norms get statistics near
-    those of a batch: with others the numbers of a deep network grow, and what is rounded with them.
+    LayerScale, which begins with next to nothing, gets a scale near 1. Batch norms get statistics near those
+    of a batch, but no less variance than 1: then neither the numbers of a deep network grow with others, nor
+    does what is rounded in small ones.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -357,6 +358,7 @@ def _stir(model: Any) -> nn.Module:
         norm.momentum = momentum
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None and variance is not None, "it tracks them"
+        variance.clamp_(min=1)
         mean += torch.randn(mean.shape, generator=generator) / 20 * variance.sqrt()
         variance *= torch.rand(variance.shape, generator=generator) / 5 + 0.9
     return model.eval()
