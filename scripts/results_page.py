@@ -1,6 +1,6 @@
 """Make `docs/results.md` of what `xnext tables` and `xnext figures` wrote.
 
-    python scripts/results_page.py TABLES FIGURES
+python scripts/results_page.py TABLES FIGURES
 """
 
 import shutil
@@ -18,19 +18,19 @@ FIGURES = {
 }
 HEAD = """# Results
 
-Made by `python scripts/results_page.py tables figures` from what these commands wrote, on 2 cores of a server CPU; a GPU has
-not measured them yet.
+Made by `python scripts/results_page.py tables figures` from what these commands wrote, on 2 cores of a
+server CPU; a GPU has not measured them yet.
 
 ```
 xnext tables --measure inference --threads 2 --batch-size 4 --repetitions 5 --output tables
-xnext tables inceptionnext-1 inceptionnext-8 xception-3 --measure inference train --threads 2 --batch-size 4 \\
-    --repetitions 5 --output tables
+xnext tables inceptionnext-1 inceptionnext-8 xception-3 --measure inference train --threads 2 \\
+    --batch-size 4 --repetitions 5 --output tables
 xnext figures --tables tables --output figures
 ```
 
-A batch of 4 in float32 on a CPU says little of an A100: what can be compared is the ratio to each table's baseline, whose
-difference from the paper's stands beside each speed. Columns without `here` are the papers'. What the commands measure, and
-how, is in [evaluation.md](evaluation.md).
+A batch of 4 in float32 on a CPU says little of an A100: what can be compared is the ratio to each table's
+baseline, whose difference from the paper's stands beside each speed. Columns without `here` are the papers'.
+What the commands measure, and how, is in [evaluation.md](evaluation.md).
 """
 
 

@@ -13,7 +13,7 @@ from xnext._page import escape, figure, picture
 from xnext._timing import time_calls
 from xnext.data import build_eval_transform, decode_image
 from xnext.errors import UserError, shown
-from xnext.evaluation.cam import explain, overlay
+from xnext.evaluation.cam import explain, network_view, overlay
 from xnext.evaluation.predict import Classifier, most_probable
 
 try:
@@ -117,16 +117,21 @@ def _tell(classifier: Classifier, image: Image.Image) -> str:
     (classes,) = most_probable(classifier, inputs, _TOP)
     with torch.inference_mode():
         times = time_calls(lambda: classifier.model(inputs), classifier.device, _CALLS, warm_up=1)
-    seen = explain(classifier, [image])
     rows = "".join(
         f"<tr><td>{escape(shown(name))}</td>"
         f'<td><div class="bar" style="width: {100 * value:.1f}%"></div></td><td>{100 * value:.2f} %</td></tr>'
         for name, value in classes
     )
     answer, where = shown(classes[0][0]), "no place stands out"
-    if not seen.silent:
-        where = picture(overlay(seen.views[0], seen.maps[0]), f"map for {answer}")
-    views = figure(picture(seen.views[0], "the picture"), "what the network sees")
+    try:
+        seen = explain(classifier, [image])
+        if not seen.silent:
+            where = picture(overlay(seen.views[0], seen.maps[0]), f"map for {answer}")
+    except UserError as error:  # a network of which there is no map has all else
+        where = escape(error)
+    views = figure(
+        picture(network_view(image, classifier.preprocessing), "the picture"), "what the network sees"
+    )
     views += figure(where, f"where it looks for {escape(answer)}")
     return (
         f'<table>{rows}</table><div class="views">{views}</div>'

@@ -14,7 +14,7 @@ from samples import UNREADABLE, UNUSUAL, picture, save_bytes
 
 import xnext
 from xnext import cli
-from xnext.cli.demo import _load
+from xnext.cli._measured import load_networks
 from xnext.evaluation.predict import knows_its_network
 from xnext.models import read_metadata, save_checkpoint
 
@@ -221,7 +221,7 @@ def test_a_model_is_of_the_checkpoint_that_needs_one(trained, tmp_path, monkeypa
     assert not knows_its_network(weights)
     asked = []
     monkeypatch.setattr(
-        cli.demo, "load_classifier",
+        cli._measured, "load_classifier",
         lambda *words: asked.append(words) or type("Network", (), {"name": "x"}),
     )  # fmt: skip
     for checkpoints, models, expected in (
@@ -233,6 +233,6 @@ def test_a_model_is_of_the_checkpoint_that_needs_one(trained, tmp_path, monkeypa
         ([weights, weights], ["a", "b"], [(weights, "a"), (weights, "b")]),
     ):
         asked.clear()
-        sources = [source for source, _ in _load(checkpoints, models)]
+        sources = [source for source, _ in load_networks(checkpoints, models, "demo")]
         assert asked == expected
         assert sources == [str(path or "published weights") for path, _ in expected]

@@ -2,13 +2,17 @@ import io
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import xnext
 from xnext.cli import cam as command
 from xnext.data import Preprocessing, build_eval_transform
+from xnext.errors import UserError
 from xnext.evaluation import cam
 
 DEBUG = ["inceptionnext_debug", "convnext_debug", "xception_debug", "nexception_debug", "nexception_tp_debug"]
@@ -193,3 +197,28 @@ def png(figure):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_places_of_networks_with_channels_last_or_tokens(name):
+    """As pytorch-grad-cam's own map of the same layer, with a transform of ours."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    images = torch.randn(1, 3, 224, 224)
+    images[..., 60:120, 20:90] += 3
+    layer = cam.target_layer(model, 224)
+
+    def places(x):
+        if x.dim() == 4:
+            return x.permute(0, 3, 1, 2)
+        return x[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
+
+    theirs = GradCAM(model, [layer], reshape_transform=places)(images, [ClassifierOutputTarget(3)])
+    ours = cam.activation_maps(model, images, [3])
+    assert ours.any() and np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
+
+
+def test_features_without_places():
+    model = timm.create_model("levit_128s").eval()
+    with pytest.raises(UserError, match="without places"):
+        cam.activation_maps(model, torch.randn(1, 3, 224, 224), [3])

@@ -62,10 +62,10 @@ def measured(mean: float, fastest: float):
         calls.append((name, dict(model_args), plan.training, plan.image_size))
         factor = 1 if not model_args else 4
         return [
-            Row(name, 32, "eager", "NCHW", "fp32", 2, 1.0, factor * mean, 0.1, 0.0, None),
-            Row(name, 32, "eager", "NHWC", "fp32", 2, 1.0, factor * mean / 2, 0.1, 0.0, None),
-            Row(name, 32, "fused", "NHWC", "fp32", 2, 1.0, fastest, 0.1, 0.0, None),
-            Row(name, 32, "fused", "NHWC", "bf16", 2, 1.0, 1e9, 0.1, 0.0, None),
+            Row(name, 32, "eager", "NCHW", "fp32", 2, 1.0, factor * mean, 0.1, 1.0, 1.0, 0.0, None),
+            Row(name, 32, "eager", "NHWC", "fp32", 2, 1.0, factor * mean / 2, 0.1, 1.0, 1.0, 0.0, None),
+            Row(name, 32, "fused", "NHWC", "fp32", 2, 1.0, fastest, 0.1, 1.0, 1.0, 0.0, None),
+            Row(name, 32, "fused", "NHWC", "bf16", 2, 1.0, 1e9, 0.1, 1.0, 1.0, 0.0, None),
         ]
 
     calls = []

@@ -134,6 +134,16 @@ def test_of_two_hundred_classes_both_protocols_are_told(tmp_path, weights, capsy
     assert any(" 200 " in line for line in lines) and any(" 1000 " in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("folders", "name", "told"),
+    [(["0", "6"], "a", "'0', '6': no class of imagenet-a"), (["0", "00"], "v2", "same number")],
+)
+def test_numbers_that_stand_for_no_class(tmp_path, folders, name, told):
+    make_set(tmp_path / "val", folders)
+    with pytest.raises(UserError, match=told):
+        load_set(name, str(tmp_path / "val"))
+
+
 def test_numbered_folders_of_imagenet_v2(tmp_path):
     make_set(tmp_path, ["0", "2", "10", "999"])
     test = load_set("v2", str(tmp_path))

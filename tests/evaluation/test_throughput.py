@@ -130,7 +130,9 @@ class Wrong(nn.Module):
 
 def test_a_way_that_computes_something_else_is_refused(monkeypatch):
     monkeypatch.setattr(throughput, "fuse", Wrong)
-    with pytest.raises(UserError, match=r"xception_debug, fused, computes something else: it is 0\.01 off"):
+    with pytest.raises(
+        UserError, match=r"xception_debug, fused fp32, computes something else: it is 0\.01 off"
+    ):
         benchmark("xception_debug", SMALL)
 
 
@@ -154,7 +156,7 @@ def test_gradients_are_compared(monkeypatch):
 
     prepare = Way.prepare
     monkeypatch.setattr(Way, "prepare", wrong)
-    with pytest.raises(UserError, match=r"eager, computes something else: it is 0\.01 off"):
+    with pytest.raises(UserError, match=r"eager fp32, computes something else: it is 0\.01 off"):
         benchmark("convnext_debug", replace(SMALL, training=True))
 
 

@@ -98,7 +98,7 @@ def test_it_uses_the_one_call_that_the_library_has(monkeypatch):
     recorded = len(calls)
     with torch.inference_mode():
         fused(x)
-    with_activation = sum(m.activation != "none" for m in fused.modules() if isinstance(m, FusedConv2d))
+    with_activation = sum(m.activation == "gelu" for m in fused.modules() if isinstance(m, FusedConv2d))
     assert with_activation == 5 and len(calls) - recorded == recorded - with_activation
 
 
@@ -139,6 +139,26 @@ def test_the_kernels_compute_what_they_can(device, monkeypatch, name, used):
         y = fused(x)
     assert called == used
     torch.testing.assert_close(y, fused(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["xception_debug", "nexception_debug", "inceptionnext_debug"])
+def test_what_is_no_number_is_not_swallowed(name, value):
+    model, x = trained(name), torch.randn(2, 3, 32, 32)
+    x[0, 0, 13, 13] = value
+    with torch.inference_mode():
+        assert torch.equal(xnext.fuse(model)(x).isnan(), model(x).isnan()) and model(x)[0].isnan().all()
+
+
+@pytest.mark.parametrize("name", xnext.list_models("*_debug"))
+def test_forward_mode_derivatives(name):
+    model, x = trained(name), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        ours, theirs = (
+            torch.func.jvp(net, (x,), (torch.ones_like(x),))[1] for net in (xnext.fuse(model), model)
+        )
+    assert theirs.abs().max() > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["xception_debug", "inceptionnext_debug"])

@@ -78,7 +78,15 @@ def searched(module_config, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("damage", ["a line is gone", "no status", "no point", "no settings"])
+ALTERED = {
+    "a word for a time": {"elapsed": "zz"}, "a word for a cost": {"costs": ["x"]}, "no costs": {"costs": []},
+    "another status": {"status": "sucess"}, "a word for a value": {"values": {"top1": "high"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "damage", ["a line is gone", "no status", "no point", "no settings", "another value", *ALTERED]
+)
 def test_a_journal_that_somebody_altered(searched, tmp_path, capsys, damage):
     shutil.copytree(searched, tmp_path / "search")
     journal = tmp_path / "search" / "journal.jsonl"
@@ -88,6 +96,10 @@ def test_a_journal_that_somebody_altered(searched, tmp_path, capsys, damage):
         del lines[asked]
     elif damage == "no point":
         del lines[asked]["point"]
+    elif damage == "another value":
+        lines[asked]["point"] = dict.fromkeys(lines[asked]["point"], "nothere")
+    elif damage in ALTERED:
+        next(line for line in lines if "tell" in line).update(ALTERED[damage])
     elif damage == "no status":
         next(line for line in lines if "tell" in line).pop("status")
     else:

@@ -1,6 +1,6 @@
 """What the verbs share that measure a network on images: which network, which images, how it is asked."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import timm
@@ -10,9 +10,14 @@ from xnext._parser import Parser
 from xnext.cli._common import DATA_HELP, MODEL_HELP, at_least, require_known, watched
 from xnext.data import ImageData, check_same_classes, load_data
 from xnext.errors import UserError
-from xnext.evaluation.predict import Classifier, load_classifier
+from xnext.evaluation.predict import Classifier, knows_its_network, load_classifier
 from xnext.evaluation.report import Pass
 from xnext.evaluation.sets import SETS
+
+FURTHER_MODELS_HELP = (
+    "Network that a checkpoint belongs to if it does not say so itself; any further one is shown too, with"
+    " its published weights."
+)
 
 
 def add_measured_options(parser: Parser, sets: Mapping[str, str]) -> None:
@@ -74,6 +79,33 @@ def open_pass(arguments: Namespace, verb: str, sets: Collection[str]) -> tuple[P
         mirrored=arguments.tta, watch=watched,
     )  # fmt: skip
     return how, name
+
+
+def load_networks(
+    checkpoints: Sequence[Path], models: Sequence[str], verb: str, most: int | None = None
+) -> list[tuple[str, Classifier]]:
+    """Load networks that are shown beside each other; return each with where it comes from.
+
+    Args:
+        checkpoints: Runs and weight files.
+        models: Names for the files that do not say theirs, in their order, and of further networks with
+            published weights.
+        verb: For messages.
+        most: How many may be given.
+
+    Raises:
+        UserError: There is none, there are too many, or one cannot be loaded.
+    """
+    left = list(models)
+    wanted: list[tuple[Path | None, str | None]] = [
+        (path, left.pop(0) if left and not knows_its_network(path) else None) for path in checkpoints
+    ]
+    wanted += [(None, name) for name in left]
+    if not wanted or (most is not None and len(wanted) > most):
+        some = "networks" if most is None else "one network or two"
+        raise UserError(f"give {some} by --checkpoint RUN or --model NAME; see xnext {verb} --help")
+    loaded = [(path, load_classifier(path, name)) for path, name in wanted]
+    return [("published weights" if path is None else str(path), one) for path, one in loaded]
 
 
 def open_data(spec: str | None, classifier: Classifier, source: str) -> ImageData:

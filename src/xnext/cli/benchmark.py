@@ -94,7 +94,7 @@ def _show(models: list[str], sizes: list[Size], tables: list[list[Row]], plan: P
     print_table(table)
     print()
     table = new_table(
-        "network", "way", "layout", "type", ">batch", ">images/s", ">mean", ">sd", ">ratio",
+        "network", "way", "layout", "type", ">batch", ">images/s", ">10 %", ">90 %", ">mean", ">sd", ">ratio",
         *([">GPU MiB"] if plan.device.type == "cuda" else []),
     )  # fmt: skip
     for rows in tables:
@@ -102,7 +102,8 @@ def _show(models: list[str], sizes: list[Size], tables: list[list[Row]], plan: P
         for row in rows:
             table.add_row(
                 row.network, row.way, row.layout, row.dtype, str(row.batch_size),
-                f"{row.median:,.1f}", f"{row.mean:,.1f}", f"{row.sd:,.1f}", f"{row.median / first:.2f}",
+                *(f"{speed:,.1f}" for speed in (row.median, row.p10, row.p90, row.mean, row.sd)),
+                f"{row.median / first:.2f}",
                 *([] if row.memory_mib is None else [f"{row.memory_mib:,}"]),
             )  # fmt: skip
     print_table(table)

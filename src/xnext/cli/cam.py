@@ -6,10 +6,10 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import CHECKPOINT_HELP, MODEL_HELP, Verb, require_ending, require_known
+from xnext.cli._common import CHECKPOINT_HELP, Verb, require_ending, require_known
+from xnext.cli._measured import FURTHER_MODELS_HELP, load_networks
 from xnext.data import decode_image, find_images
 from xnext.errors import UserError
-from xnext.evaluation.predict import load_classifier
 
 _MOST_IN_ONE_PICTURE = 64
 _METHODS = ("gradcam", "gradcam++", "hirescam", "layercam")
@@ -20,10 +20,10 @@ def _cam_options(parser: Parser) -> None:
         "images", type=Path, nargs="+", metavar="IMAGE", help="Pictures (or folders) to explain."
     )
     parser.add_argument(
-        "--checkpoint", type=Path, nargs="+", required=True, metavar="RUN|FILE",
+        "--checkpoint", type=Path, nargs="+", metavar="RUN|FILE",
         help=f"{CHECKPOINT_HELP} Several are drawn side by side.",
     )  # fmt: skip
-    parser.add_argument("--model", type=str | None, metavar="NAME", help=MODEL_HELP)
+    parser.add_argument("--model", type=str, nargs="+", metavar="NAME", help=FURTHER_MODELS_HELP)
     parser.add_argument(
         "--target", type=str | None, metavar="CLASS",
         help="Name or index of the class to look for. Default: the most probable one of each image.",
@@ -46,10 +46,10 @@ def _cam(arguments: Namespace) -> int:
     require_known("--method", arguments.method, _METHODS)
     images, names = [decode_image(path) for path in files], [path.name for path in files]
     explanations = []
-    for checkpoint in arguments.checkpoint:
-        classifier = load_classifier(checkpoint, arguments.model)
+    networks = load_networks(arguments.checkpoint or [], arguments.model or [], "cam")
+    for source, classifier in networks:
         target = None if arguments.target is None else classifier.class_index(arguments.target)
-        called = None if len(arguments.checkpoint) == 1 else checkpoint.name
+        called = None if len(networks) == 1 else Path(source).name
         explanations.append(cam.explain(classifier, images, target, arguments.method, called))
     one = explanations[0]
     if len(explanations) > 1:

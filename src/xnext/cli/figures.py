@@ -10,6 +10,7 @@ from xnext._files import make_folder
 from xnext._parser import Parser
 from xnext._yaml import read_yaml
 from xnext.cli._common import DATA_HELP, Verb, at_least, require_known
+from xnext.errors import UserError
 from xnext.evaluation.figures import TRADEOFFS, draw_kernels, draw_tradeoff
 from xnext.evaluation.tables import Speeds, load_published
 from xnext.training import Run, TrainConfig, train
@@ -79,7 +80,13 @@ def _train(name: str, arguments: Namespace) -> list[Path]:
             "model": arguments.model, "model_args": difference, "data": arguments.data, "output": path,
             "epochs": arguments.epochs, "seed": arguments.seed, "warmup": "0 epochs",
         }  # fmt: skip
-        train(TrainConfig(**values), resume=Run(path).config.is_file())
+        try:
+            train(TrainConfig(**values), resume=Run(path).config.is_file())
+        except UserError as error:
+            if not Run(path).config.is_file():
+                raise
+            told = str(error).partition("; add --force")[0]
+            raise UserError(f"{told}; choose another --output, or remove {path}") from error
         paths.append(path)
     return paths
 

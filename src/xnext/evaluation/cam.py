@@ -20,6 +20,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from xnext.data import Preprocessing, build_eval_transform, build_resize
+from xnext.errors import UserError
 from xnext.evaluation.predict import Classifier
 
 METHODS = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
@@ -102,18 +103,22 @@ def activation_maps(
         model: A classifier of images [N, C, H, W].
         images: Float batch [N, C, H, W], on the device of ``model``.
         targets: N class indices, one an image.
-        layer: Module with an output [N, channels, h, w]; default: what :func:`target_layer` chooses.
+        layer: Module with an output of places: [N, channels, h, w], [N, h, w, channels] where timm says so of
+            the network, or tokens of patches; default: what :func:`target_layer` chooses.
         method: One of ``METHODS``.
 
     Returns:
         float32 [N, H, W] in [0, 1], each map scaled to its own range; all zero where no place in the image
         stands out for the class.
+
+    Raises:
+        UserError: The layer's output has no places.
     """
     if layer is None:
         layer = target_layer(model, min(images.shape[2:]))
     with torch.inference_mode(False), torch.enable_grad(), _frozen(model):
         # A layer that works in place must not change the activations that were kept for the map.
-        cam = METHODS[method](model, [layer], reshape_transform=torch.clone)
+        cam = METHODS[method](model, [layer], reshape_transform=lambda features: _places(model, features))
         try:
             # The gradient starts at the image, so frozen parameters do not cut it off.
             maps = cam(images.detach().clone().requires_grad_(), [ClassifierOutputTarget(t) for t in targets])
@@ -122,11 +127,30 @@ def activation_maps(
     return np.nan_to_num(maps, posinf=0.0, neginf=0.0)
 
 
+def _places(model: Any, features: Tensor) -> Tensor:
+    """Return a copy of a layer's output as [N, channels, h, w].
+
+    Raises:
+        UserError: It has no places, or nobody says which.
+    """
+    if features.dim() == 4:
+        last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        return (features.permute(0, 3, 1, 2) if last else features).clone()
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    first = getattr(model, "num_prefix_tokens", 0)
+    if features.dim() == 3 and grid is not None and features.shape[1] - first == grid[0] * grid[1]:
+        return features[:, first:].transpose(1, 2).reshape(len(features), -1, *grid)
+    raise UserError(
+        f"{type(model).__name__} has features {list(features.shape)} without places, so there is no map"
+    )
+
+
 def target_layer(model: nn.Module, image_size: int) -> nn.Module:
     """Return the deepest feature level of ``model`` that still tells places apart.
 
     That is the last stage at the size a network was made for, and an earlier one for a small image, of which
-    the last stage leaves no more than a few places.
+    the last stage leaves no more than a few places. Where a token of its own is classified, it is the last
+    level but one: of the last, no other token counts.
 
     Args:
         model: A network with timm's ``feature_info``.
@@ -134,6 +158,8 @@ def target_layer(model: nn.Module, image_size: int) -> nn.Module:
     """
     levels: list[dict[str, Any]] = list(model.feature_info)  # type: ignore[arg-type]
     fine = [level for level in levels if image_size // level["reduction"] >= _FEWEST_PLACES]
+    if getattr(model, "global_pool", None) == "token" and len(levels) > 1:
+        fine = levels[:-1]
     return model.get_submodule((fine or levels)[-1]["module"])
 
 

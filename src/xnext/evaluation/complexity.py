@@ -105,6 +105,6 @@ def takes(network: nn.Module, size: int) -> bool:
             network(
                 torch.empty(1, in_chans, size, size, device="meta", dtype=next(network.parameters()).dtype)
             )
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, AssertionError):  # timm asserts sizes
         return False
     return True

@@ -106,8 +106,10 @@ def _places(spec: str, classes: Sequence[str], subset: str | None) -> np.ndarray
     """Return the place of each class among the 1,000."""
     known = {name: place for place, name in enumerate(ImageNetInfo().label_names())}
     allowed = known if subset is None else _timm_list(f"{subset}_synsets.txt")
-    if all(name.isdecimal() for name in classes):  # as in ImageNetV2
+    if subset is None and all(name.isdecimal() for name in classes):  # as in ImageNetV2
         numbers = [int(name) for name in classes]
+        if len(set(numbers)) < len(numbers):
+            raise UserError(f"{spec}: two class folders stand for the same number; keep one of each")
         if max(numbers) >= CLASSES:
             raise UserError(f"{spec}: class {max(numbers)} is none of ImageNet's, which go from 0 to 999")
         return np.array(numbers)

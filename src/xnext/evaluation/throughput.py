@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -158,6 +159,8 @@ class Row:
         median: Images a second; half of the calls were faster.
         mean: Images a second, over all calls.
         sd: Standard deviation of that.
+        p10: Images a second of the call that a tenth of them were slower than.
+        p90: Images a second of the call that a tenth of them were faster than.
         error: How far the results are from those of the first row, as a share of their norm: outputs, and in
             training the norm of all gradients. None for another network.
         memory_mib: Most memory of the GPU that a call took beyond the weights, in MiB; None without a GPU.
@@ -172,6 +175,8 @@ class Row:
     median: float
     mean: float
     sd: float
+    p10: float
+    p90: float
     error: float | None
     memory_mib: int | None
 
@@ -245,7 +250,9 @@ def benchmark(
         torch.cuda.empty_cache()
     for row in rows:
         if row.error is not None and not row.error < _TOLERANCE[row.dtype]:
-            raise UserError(f"{row.network}, {row.way}, computes something else: it is {row.error:.2g} off")
+            raise UserError(
+                f"{row.network}, {row.way} {row.dtype}, computes something else: it is {row.error:.2g} off"
+            )
     return rows
 
 
@@ -433,7 +440,8 @@ def _measure(
         yield Row(
             subject.network, subject.image_size, way.name, way.layout, way.dtype, plan.batch_size,
             round(statistics.median(speeds), 1), round(statistics.mean(speeds), 1),
-            round(statistics.stdev(speeds), 1) if len(speeds) > 1 else 0.0, error, peak,
+            round(statistics.stdev(speeds), 1) if len(speeds) > 1 else 0.0,
+            round(float(np.quantile(speeds, 0.1)), 1), round(float(np.quantile(speeds, 0.9)), 1), error, peak,
         )  # fmt: skip
 
 

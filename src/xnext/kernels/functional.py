@@ -48,6 +48,7 @@ def depthwise_conv2d(
     if min(geometry.output_size(x.shape[2:])) < 1:
         raise UserError(
             f"kernel {_shape(weight)} does not fit into the input {_shape(x)} with padding {geometry.padding}"
+            f" and dilation {geometry.dilation}"
         )
     if takes_triton(geometry.name, x, geometry):
         return _ops.depthwise_conv2d(x, weight, bias, *moves)
@@ -150,10 +151,13 @@ def check_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor |
     Raises:
         UserError: With the shapes, types or devices.
     """
+    for tensor in (x, *weights, *(bias for bias in biases if bias is not None)):
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"images, weights and biases are tensors, not {type(tensor).__name__}")
     if x.dim() != 4:
         raise UserError(f"the input must be [N, C, H, W], not {_shape(x)}")
-    if not x.shape[1]:
-        raise UserError(f"the input {_shape(x)} has no channels")
+    if not all(x.shape[1:]):
+        raise UserError(f"the input {_shape(x)} has no channels or no places")
     if not x.is_floating_point():
         raise UserError(f"the input {_shape(x)} must be of a floating-point type, not {x.dtype}")
     for weight, bias in zip(weights, biases, strict=True):

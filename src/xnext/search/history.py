@@ -6,7 +6,7 @@ from typing import Any
 
 from xnext.search.optimizers import Query, dominates
 from xnext.search.space import Space
-from xnext.search.trial import SUCCESS, Outcome
+from xnext.search.trial import STATUSES, SUCCESS, Outcome
 
 _UNKNOWN = 1.0  # cost of a size that no trial has told
 
@@ -57,12 +57,28 @@ class History:
         self._networks: dict[tuple[tuple[str, str], ...], int] = {}
         for entry in entries:
             if "ask" in entry:
+                self._check_asked(entry)
                 self.asked(Query(entry["point"], entry["epochs"]))
             elif "lost" in entry:
                 self.records[entry["lost"]].lost += 1
             elif "tell" in entry:
+                self._check_told(entry)
                 outcome = Outcome(**{name: entry[name] for name in Outcome.__dataclass_fields__})
                 self.told(self.records[entry["tell"]], outcome, entry["elapsed"])
+
+    def _check_asked(self, entry: Mapping[str, Any]) -> None:
+        """Raise a ``ValueError`` for a line that no search has written."""
+        known = all(value in self.space.choices.get(choice, ()) for choice, value in entry["point"].items())
+        if not known or not isinstance(entry["epochs"], int) or entry["epochs"] < 1:
+            raise ValueError("no point of the space")
+
+    def _check_told(self, entry: Mapping[str, Any]) -> None:
+        """Raise a ``ValueError`` for a line that no search has written."""
+        numbers = [entry["seconds"], entry["elapsed"], *entry["values"].values(), *entry["costs"]]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("something else than numbers")
+        if entry["status"] not in STATUSES or len(entry["costs"]) != len(self.objectives):
+            raise ValueError("no such status, or other objectives")
 
     def asked(self, query: Query) -> Record:
         """Add a trial."""
