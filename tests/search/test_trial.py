@@ -10,11 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+import xnext
 from xnext.data import Preprocessing, load_data, write_packed
 from xnext.errors import UserError
 from xnext.search.journal import Journal
-from xnext.search.trial import Trial, TrialLost, _locked, supervise
+from xnext.search.trial import Trial, TrialLost, _locked, measure_latency, supervise
 
 ARGS = {"stem_dims": [8], "entry_dims": [16], "middle_depth": 1, "exit_dim": 16, "tail_dims": [16, 16]}
 
@@ -171,3 +173,20 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the disk is full"):
         journal.append(ask=0)
     assert journal.path.read_bytes() == before and len(journal.entries) == 1
+
+
+@pytest.mark.parametrize(("times", "rounds", "said"), [((1.0, 1.01), 1, ""), ((1.0, 2.0), 10, "spread by")])
+def test_latency_is_measured_until_it_spreads_little(monkeypatch, capsys, times, rounds, said):
+    """Otherwise ten times, and the log says so."""
+    calls = []
+    made = [times[number % len(times)] / 1000 for number in range(100)]
+
+    def time_calls(call, device, count):
+        calls.append(call())
+        return made[:count]
+
+    monkeypatch.setattr("xnext.search.trial.time_calls", time_calls)
+    network = xnext.create_model("xception_debug")
+    found = measure_latency(network, (3, 16, 16), torch.device("cpu"))
+    assert len(calls) == rounds and times[0] <= found <= times[1]
+    assert said in capsys.readouterr().out
