@@ -86,6 +86,11 @@ def break_size(folder):
     save(folder / "masks/val/0001.png", np.zeros((64, 63), np.uint8))
 
 
+def ignore_all(folder):
+    for path in (folder / "masks/val").iterdir():
+        save(path, np.full((64, 64), IGNORE, np.uint8))
+
+
 def colour(folder):
     save(folder / "masks/train/0000.png", np.zeros((64, 64, 3), np.uint8))
 
@@ -108,6 +113,7 @@ def remove(*parts):
             remove("masks/train/0003.png", "masks/train/0004.png"),
             "has no mask of .*0003.png', .*0004.png'; add",
         ),
+        (ignore_all, "no place of any held-out mask has a class"),
         (remove("masks"), "has no images/ with annotations/ or masks/"),
         (remove("masks/val"), "no such folder; it must have the masks"),
         (remove("images/val"), "has train/ alone"),

@@ -92,6 +92,9 @@ def test_images_are_measured_at_the_size_of_their_masks():
     assert measured.metrics["accuracy"] == pytest.approx(100 * right) and 0 < right < 1
     assert measured.metrics["loss"] == pytest.approx(F.cross_entropy(large, mask, ignore_index=IGNORE).item())
     assert (measured.images, measured.bad_images) == (1, [7])
+    ignored = [*loader, (image, nothing, torch.tensor([-1]))]  # which counts as an image, and in no figure
+    again = task().evaluate(model, ignored, torch.device("cpu"))
+    assert again.metrics == measured.metrics and again.images == 2
     with pytest.raises(UserError, match="none of the 1 images could be read"):
         task().evaluate(model, loader[1:], torch.device("cpu"))
 

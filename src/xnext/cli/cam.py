@@ -49,7 +49,8 @@ def _cam(arguments: Namespace) -> int:
     networks = load_networks(arguments.checkpoint or [], arguments.model or [], "cam")
     for source, classifier in networks:
         target = None if arguments.target is None else classifier.class_index(arguments.target)
-        called = None if len(networks) == 1 else Path(source).name
+        beside_others = len(networks) > 1 and classifier.named  # published weights go by their network's name
+        called = Path(source).name if beside_others else None
         explanations.append(cam.explain(classifier, images, target, arguments.method, called))
     one = explanations[0]
     if len(explanations) > 1:

@@ -42,14 +42,14 @@ class Measurement:
     bad_images: list[int]
 
 
-class _Meters(Protocol):
-    """Adds up what batches of logits and labels say."""
+class Meters(Protocol):
+    """Adds up what batches of logits and labels say, of all processes."""
 
-    def update(self, logits: Tensor, labels: Tensor) -> None: ...
+    def update(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Take a batch; return its losses, each of which counts alike, in nats."""
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor: ...
-
-    def compute(self) -> tuple[dict[str, float], Tensor]: ...
+    def compute(self) -> tuple[dict[str, float], Tensor]:
+        """Return the metrics in percent, and what a ``Measurement`` has as its detail."""
 
 
 class _OneClass:
@@ -61,11 +61,9 @@ class _OneClass:
         self._confusion = MulticlassConfusionMatrix(num_classes).to(device)
         self._top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor) -> Tensor:
         self._confusion.update(logits, labels)
         self._top5.update(logits, labels)
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="none")
 
     def compute(self) -> tuple[dict[str, float], Tensor]:
@@ -84,10 +82,8 @@ class _SeveralClasses:
         nothing = torch.zeros(0, num_classes, device=device)  # a process without images has a shape to tell
         self._precision.update(nothing, nothing)
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor) -> Tensor:
         self._precision.update(logits, labels)
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
 
     def compute(self) -> tuple[dict[str, float], Tensor]:
@@ -97,7 +93,7 @@ class _SeveralClasses:
         ].reshape(-1)
 
 
-_METERS: dict[bool, Callable[..., _Meters]] = {False: _OneClass, True: _SeveralClasses}
+_METERS: dict[bool, Callable[..., Meters]] = {False: _OneClass, True: _SeveralClasses}
 
 
 def evaluate(
@@ -123,9 +119,18 @@ def evaluate(
     Raises:
         UserError: Not one image of the loader could be read.
     """
+    return measure(model, loader, _METERS[multilabel](num_classes, device), device)
+
+
+def measure(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor, Tensor]],
+    meters: Meters,
+    device: torch.device | str,
+) -> Measurement:
+    """Measure a network by meters; otherwise as :func:`evaluate`."""
     from torchmetrics import MeanMetric
 
-    meters = _METERS[multilabel](num_classes, device)
     loss = MeanMetric(nan_strategy="disable").to(device)  # a loss that is not finite must stay so
     bad_images: list[int] = []
     images_read = 0
@@ -141,8 +146,7 @@ def evaluate(
                 images_read += int(readable.sum())
                 labels = labels[readable].to(device, non_blocking=True)
                 logits = model(images[readable].to(device, non_blocking=True)).float()
-                meters.update(logits, labels)
-                loss.update(meters.losses(logits, labels))
+                loss.update(meters.update(logits, labels))
     finally:
         model.train(was_training)
 

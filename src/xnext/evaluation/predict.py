@@ -112,7 +112,9 @@ def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classi
     metadata = None if path is None else read_metadata(path)
     if path is not None and metadata is not None:
         name = metadata["model_name"]
-        if decoder := metadata.get("extra", {}).get("train_config", {}).get("decoder"):
+        extra = metadata.get("extra", {})
+        training, multilabel = extra.get("train_config", {}), bool(extra.get("multilabel"))
+        if decoder := training.get("decoder"):
             raise UserError(f"{checkpoint} is a segmentation network ({name} with {decoder}), no classifier")
         if model not in (None, name):
             raise UserError(f"{path} holds the network {name}, not {model}; leave --model out")
@@ -124,8 +126,6 @@ def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classi
             raise UserError(
                 f"{path} has damaged metadata: {len(classes)} classes, but {report.new_classes[0]} outputs"
             )
-        extra = metadata.get("extra", {})
-        training, multilabel = extra.get("train_config", {}), bool(extra.get("multilabel"))
     elif model is not None:
         name = model
         network, classes = _load_published(path, name)

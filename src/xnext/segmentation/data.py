@@ -246,8 +246,10 @@ def check_masks(
             raise UserError(
                 f"{data.name}: {len(found)} masks with {what}: {shorten(found)}; mend or remove them"
             )
-    if not totals["train"][:count].any():
-        raise UserError(f"{data.name}: no place of any training mask has a class")
+    for part, total in totals.items():
+        if not total[:count].any():
+            what = {"train": "training", "val": "held-out"}[part]
+            raise UserError(f"{data.name}: no place of any {what} mask has a class")
     return MaskReport(
         {part: total / max(1, total.sum()) for part, total in totals.items()}, images, unreadable
     )

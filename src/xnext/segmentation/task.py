@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from xnext._processes import add_up, gather
-from xnext.errors import UserError
-from xnext.evaluation.accuracy import Measurement
+from xnext._processes import add_up
+from xnext.evaluation.accuracy import Measurement, measure
 from xnext.segmentation.data import IGNORE
 from xnext.training.config import TrainConfig
 from xnext.training.pictures import draw_precision
@@ -41,37 +40,7 @@ class Segmentation(Task):
         self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device
     ) -> Measurement:
         """Measure the network over images, each at its own size."""
-        was_training = model.training
-        model.eval()
-        counts = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64, device=device)
-        sums = torch.zeros(2, dtype=torch.float64, device=device)  # losses, and places that have one
-        images, bad_images = 0, list[int]()
-        try:
-            with torch.inference_mode():
-                for pictures, masks, bad in loader:
-                    bad_images += bad[bad >= 0].tolist()
-                    readable = bad < 0
-                    if not readable.any():
-                        continue
-                    images += int(readable.sum())
-                    masks = masks[readable].to(device)
-                    logits = model(pictures[readable].to(device)).float()
-                    logits = F.interpolate(logits, masks.shape[1:], mode="bilinear", align_corners=False)
-                    counts += count_places(logits.argmax(1), masks, len(self.classes))
-                    sums += torch.stack(
-                        [_cross_entropy(logits, masks).double().sum(), (masks != IGNORE).sum()]
-                    )
-        finally:
-            model.train(was_training)
-        images, bad_images = sum(gather([images])), sorted(gather(bad_images))
-        if images == 0:
-            raise UserError(f"none of the {len(bad_images)} images could be read: nothing to measure")
-        counts, sums = add_up(counts), add_up(sums)
-        metrics, per_class = summarise(counts.cpu().numpy())
-        loss = float(sums[0] / sums[1].clamp_min(1))
-        return Measurement(
-            metrics={"loss": loss, **metrics}, detail=per_class, images=images, bad_images=bad_images
-        )
+        return measure(model, loader, _Places(len(self.classes), device), device)
 
     def draw(self, detail: np.ndarray, title: str) -> Figure:
         """Draw the intersection over union of the classes."""
@@ -79,6 +48,22 @@ class Segmentation(Task):
 
     def _build_loss(self, config: TrainConfig) -> nn.Module:
         return nn.Identity()  # `loss` is all
+
+
+class _Places:
+    """Right and wrong at the places of masks, at their size."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def update(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+        self._counts += count_places(logits.argmax(1), labels, len(self._counts))
+        return _cross_entropy(logits, labels)[labels != IGNORE]
+
+    def compute(self) -> tuple[dict[str, float], Tensor]:
+        metrics, per_class = summarise(add_up(self._counts).cpu().numpy())
+        return metrics, torch.from_numpy(per_class)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
