@@ -19,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from xnext.kernels import _launch
+from xnext.kernels import _launch, _tiles
 from xnext.kernels._tiles import find_tile
 
 
@@ -130,8 +130,8 @@ def quick_kernels(large: bool = False) -> Iterator[None]:
     """Launch the kernels here, unless there is a GPU that can.
 
     Args:
-        large: Take tiles of so many channels as no GPU has room for, since an operation takes as long on few
-            numbers as on many.
+        large: Take tiles of so many places, channels and taps as no GPU has room for, since an operation
+            takes as long on few numbers as on many.
     """
     if torch.cuda.is_available():
         yield
@@ -155,8 +155,11 @@ def quick_kernels(large: bool = False) -> Iterator[None]:
     }
     changes = {name: kernels[kernel] for name, kernel in replaced.items()}
     if large:
-        changes["find_tile"] = lambda *inputs: dataclasses.replace(
-            find_tile(*inputs), places=8192, channels=512, keep=True
+        changes["find_tile"] = lambda operation, along, across, stride: dataclasses.replace(
+            find_tile(operation, along, across, stride), places=8192, channels=512, keep=True, part=across
         )
-    with patch.multiple(_launch, **changes):
+    with (
+        patch.multiple(_launch, **changes),
+        patch.object(_tiles, "_SHORTEST", 64 if large else _tiles._SHORTEST),
+    ):
         yield

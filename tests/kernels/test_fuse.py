@@ -6,11 +6,12 @@ from collections import Counter
 import pytest
 import timm
 import torch
+from quick import quick_kernels
 from torch import nn
 
 import xnext
 from xnext.errors import UserError
-from xnext.kernels import use_backend
+from xnext.kernels import _launch, use_backend
 from xnext.kernels.fuse import FusedConv2d, FusedMetaNeXtBlock, fuse_layers
 
 NETWORKS = [(name, {}) for name in xnext.list_models("*_debug")] + [
@@ -67,6 +68,31 @@ def test_every_network_infers_the_same(name, options):
 def test_norms_are_folded_where_padding_allows(name, left):
     model = trained(name)
     assert norms(model) > 5 and norms(xnext.fuse(model)) == left
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "options", [{}, {"mixer": "partial", "kernel_size": 3}], ids=["inception", "partial"]
+)
+def test_the_kernel_leaves_channels_that_pass_where_they_lie(monkeypatch, options, layout):
+    name = "convnext_debug" if options else "inceptionnext_debug"
+    model, x = trained(name, **options), torch.randn(2, 3, 33, 40).to(memory_format=layout)
+    fused, written = xnext.fuse(model), []
+    mix = _launch.mix
+
+    def count(image, weights, biases, y=None, *, back):
+        written.append((image.shape[1], sum(map(len, weights)), y is not None))
+        return mix(image, weights, biases, y, back=back)
+
+    monkeypatch.setattr(_launch, "mix", count)
+    with quick_kernels(), use_backend("triton"), torch.inference_mode():
+        y = fused(x)
+    exact = copy.deepcopy(model).double()(x.double()).detach()
+    assert float((y.double() - exact).norm() / exact.norm()) < 1e-5
+    # Of each stage the first block alone may not use the memory of its input again.
+    depths = [len(stage.blocks) for stage in fused.stages]
+    assert [in_place for _, _, in_place in written] == [i > 0 for depth in depths for i in range(depth)]
+    assert all((channels == mixed) == in_place for channels, mixed, in_place in written)
 
 
 def test_layers_become_fewer():

@@ -96,11 +96,14 @@ def test_any_type_and_layout(device, dtype, layout, channels):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(
-    ("channels", "group", "side", "band"), [(19, 4, 3, 11), (24, 8, 5, 3), (96, 12, 3, 11), (9, 3, 3, 7)]
-)
-def test_the_inception_mixer(device, dtype, channels, group, side, band):
+    ("channels", "group", "side", "band", "dtype"),
+    [
+        *((19, 4, 3, 11, dtype) for dtype in TOLERANCES), (24, 8, 5, 3, torch.float32),
+        (96, 12, 3, 11, torch.float32), (9, 3, 3, 7, torch.float32),
+    ],
+)  # fmt: skip
+def test_the_inception_mixer(device, channels, group, side, band, dtype):
     how = {"dtype": dtype, "device": device}
     x = draw(2, channels, 6, 9, **how).to(memory_format=torch.channels_last)
     weights = [draw(group, 1, *sides, **how) for sides in ((side, side), (1, band), (band, 1))]
@@ -240,6 +243,39 @@ def test_only_taps_that_see_what_is_no_number_are_spoilt(
     with quick_kernels(), use_backend("triton"):
         (ours,) = torch.autograd.grad(depthwise_conv2d(pair[0], weight, None, *moves), weight, pair[1])
     assert torch.equal(ours.isfinite(), seen == 0)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@settings(max_examples=50, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.sampled_from([1, 2]),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    value=st.sampled_from([math.nan, math.inf, -math.inf]),
+    tap=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+)
+def test_a_weight_that_is_no_number_spoils_what_sees_its_tap(kernel, stride, dilation, padding, value, tap):
+    """What has the tap beyond the border may be spoilt too: in float64 it is in PyTorch, in float32 not."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    moves = ((stride, stride), padding, dilation)
+    if min(Geometry(kernel, *moves).output_size((13, 9))) < 1:
+        return
+    x, weight = draw(2, 3, 13, 9, device=device), draw(3, 1, *kernel, device=device)
+    usual = reference.depthwise_conv2d(x, weight, None, *moves)
+    mark = torch.zeros_like(weight)
+    place = (1, 0, tap[0] % kernel[0], tap[1] % kernel[1])
+    mark[place], weight[place] = 1, value
+    seen = reference.depthwise_conv2d(torch.ones_like(x), mark, None, *moves) > 0
+    beyond = torch.zeros_like(seen)
+    beyond[:, 1] = ~seen[:, 1]
+    with quick_kernels(), use_backend("triton"):
+        ours = depthwise_conv2d(x, weight, None, *moves)
+    assert torch.equal(ours[seen].isnan(), torch.full_like(ours[seen], math.isnan(value), dtype=torch.bool))
+    assert not ours[seen].isfinite().any()
+    assert (ours[beyond].isnan() | (ours[beyond] - usual[beyond]).abs().lt(math.inf)).all()
+    untouched = ~(seen | beyond)
+    torch.testing.assert_close(ours[untouched], usual[untouched], rtol=1e-5, atol=1e-5)
 
 
 def poisoned(*shape: int, layout: torch.memory_format, device: torch.device) -> Tensor:

@@ -45,6 +45,7 @@ def test_opcheck(device, quick):
     biases = [weight(device, 2) for _ in weights]
     opcheck(_ops.mix, (x, weights, biases))
     opcheck(_ops.mix, (x, weights[:1], []))
+    opcheck(_ops.mix_into, (x.detach(), [w.detach() for w in weights], [], torch.empty_like(x)))
     opcheck(_ops.mix_backward_input, (grad, [w.detach() for w in weights]))
     opcheck(_ops.max_blur_pool2d, (x, True))
     opcheck(_ops.max_blur_pool2d, (x.detach(), False))

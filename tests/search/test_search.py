@@ -56,7 +56,9 @@ def told(path) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("optimizer", ["random", "evolution", "smac"])
+@pytest.mark.parametrize(
+    "optimizer", ["smac", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "evolution"))]
+)
 def test_a_search_from_the_command_line(config, tmp_path, capsys, optimizer):
     output = tmp_path / "search"
     assert main(words(config(optimizer=optimizer), output)) == 0

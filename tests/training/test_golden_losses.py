@@ -11,7 +11,13 @@ def test_every_debug_network_is_recorded():
     assert all(of_networks.keys() == set(networks()) for of_networks in RECORDED["losses"].values())
 
 
-@pytest.mark.parametrize("model", networks())
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "tp" in name or "conv" in name else [])
+        for name in networks()
+    ],
+)
 def test_fifty_steps_have_the_recorded_losses(model):
     measured = losses(model, "blended")
     assert len(measured) == STEPS["blended"] and sum(measured[-10:]) < sum(measured[:10])

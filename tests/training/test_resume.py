@@ -87,7 +87,7 @@ class StopAt:
         pass
 
 
-@pytest.mark.parametrize("loader", ["images", "memory"])
+@pytest.mark.parametrize("loader", ["images", pytest.param("memory", marks=pytest.mark.slow)])
 def test_stopped_after_every_few_steps_it_ends_as_if_it_never_was(config, tmp_path, monkeypatch, loader):
     config = config(**OPTIONS | {"epochs": 6, "loader": loader})
     quiet(dataclasses.replace(config, output=tmp_path / "whole"))
@@ -217,7 +217,9 @@ def wait_for_a_state(config: TrainConfig, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_real_process_saves_when_it_is_told_to_stop(config, never_stopped, number, code):
     config = config(**OPTIONS | {"epochs": 15})  # long enough to be still at it when the signal comes
     expected = never_stopped(15)
@@ -264,7 +266,9 @@ def test_a_run_that_is_killed_many_times_ends_as_if_it_never_was(config, tmp_pat
     assert outcome(config.output) == outcome(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("call", range(12))
+@pytest.mark.parametrize(
+    "call", [pytest.param(call, marks=[pytest.mark.slow] if call % 2 else []) for call in range(12)]
+)
 def test_killed_inside_a_write(whole, monkeypatch, call):
     """Each write of a file is cut off before it is moved into place, as by a kill."""
     config, expected = whole

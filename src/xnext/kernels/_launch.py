@@ -117,16 +117,19 @@ def _correlate(
     return y
 
 
-def mix(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, back: bool) -> Tensor:
+def mix(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], y: Tensor | None = None, *, back: bool
+) -> Tensor:
     """Return x [N, C, H, W] with its last groups of channels mixed, or the gradient of that.
 
     Args:
         x: The image, or backwards the gradient of the output.
         weights: Of the square kernel, and maybe of the bands along W and along H.
         biases: As many, or none.
+        y: Where to write it, of the same shape and other memory; default: a new tensor.
         back: Which of the two.
     """
-    y = empty_like(x, x.shape[2:])
+    y = empty_like(x, x.shape[2:]) if y is None else y
     if not y.numel():
         return y
     images, channels, height, length = x.shape

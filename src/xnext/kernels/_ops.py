@@ -109,6 +109,14 @@ def _(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     return empty_like(x, x.shape[2:])
 
 
+@torch.library.custom_op("xnext::mix_into", mutates_args=("y",))
+def mix_into(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], y: Tensor) -> None:
+    """Fill y, which shares no memory with x [N, C, H, W], with what ``mix`` returns; for inference alone."""
+    from xnext.kernels import _launch
+
+    _launch.mix(x, weights, biases, y, back=False)
+
+
 @torch.library.custom_op("xnext::mix_backward_input", mutates_args=())
 def mix_backward_input(grad: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Return the gradient of the input of ``mix``."""

@@ -94,10 +94,8 @@ def inception_dwconv2d(
             " along the height of odd sides and the same channels"
         )
     _check_mixed(x, weights)
-    if takes_triton(f"inception {side} {band}", x, *map(_same, weights)):
-        if all(bias is None for bias in biases):
-            return _ops.mix(x, weights, [])
-        return _ops.mix(x, weights, [weight_hw.new_zeros(group) if b is None else b for b in biases])
+    if takes_mixer(x, weights):
+        return _ops.mix(x, weights, _all_or_none(biases, weight_hw))
     return reference.inception_dwconv2d(x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h)
 
 
@@ -120,8 +118,8 @@ def partial_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = No
     if height != width or not height % 2:
         raise UserError(f"weight {_shape(weight)} is no square kernel of an odd side")
     _check_mixed(x, [weight])
-    if takes_triton(f"partial {height}", x, _same(weight)):
-        return _ops.mix(x, [weight], [] if bias is None else [bias])
+    if takes_mixer(x, [weight]):
+        return _ops.mix(x, [weight], _all_or_none([bias], weight))
     return reference.partial_depthwise_conv2d(x, weight, bias)
 
 
@@ -143,6 +141,44 @@ def max_blur_pool2d(x: Tensor) -> Tensor:
     if takes_triton("max-blur", x, MAX_BLUR):
         return _ops.max_blur_pool2d(x, torch.is_grad_enabled() and x.requires_grad)[0]
     return reference.max_blur_pool2d(x)
+
+
+def takes_mixer(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Return whether the Triton kernel is to mix the last channels of x [N, C, H, W].
+
+    Args:
+        x: The image.
+        weights: Of the square kernel, and maybe of the bands along W and along H.
+
+    Raises:
+        UserError: The backend ``triton`` was asked for and cannot compute this.
+    """
+    name = "partial {}" if len(weights) == 1 else "inception {} {}"
+    return takes_triton(name.format(*(weight.shape[3] for weight in weights[:2])), x, *map(_same, weights))
+
+
+def mix_last(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """Mix the last channels of x [N, C, H, W] where they lie, by Triton; the others are not touched.
+
+    Args:
+        x: The image, of which ``takes_mixer`` said yes; nothing of it may need a gradient.
+        weights: As for ``takes_mixer``.
+        biases: As many, or None for each that there is not.
+
+    Returns:
+        The last channels as they were before, ``[N, as many as are mixed, H, W]``.
+    """
+    last = x[:, -sum(map(len, weights)) :]
+    before = last.clone()
+    _ops.mix_into(before, weights, _all_or_none(biases, weights[0]), last)
+    return before
+
+
+def _all_or_none(biases: Sequence[Tensor | None], weight: Tensor) -> list[Tensor]:
+    """Return a bias for each group as the kernel wants them, or none at all."""
+    if all(bias is None for bias in biases):
+        return []
+    return [weight.new_zeros(len(weight)) if bias is None else bias for bias in biases]
 
 
 def check_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:

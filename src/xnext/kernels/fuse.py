@@ -18,7 +18,7 @@ from xnext.kernels.accelerate import (
     MaxBlurPool2d,
     accelerate,
 )
-from xnext.kernels.functional import depthwise_conv2d
+from xnext.kernels.functional import depthwise_conv2d, mix_last, takes_mixer
 from xnext.models._network import Network
 from xnext.models.layers import ClassifierHead, SeparableBlock, SeparableConv2d, SqueezeExcite
 from xnext.models.metanext import MetaNeXtBlock
@@ -81,6 +81,8 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 class FusedMixer(nn.Module):
     """A mixer of a part of the channels: in one pass by Triton, or each group by itself on a CPU.
 
+    Where the memory of its input is free, the channels that pass are neither read nor written.
+
     Args:
         mixer: One that ``accelerate`` has taken.
         convs: Its convolutions, each for the next group of channels at the end.
@@ -93,7 +95,13 @@ class FusedMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, C, H, W) over space to the same shape."""
-        return self._mix(x, x.clone()) if _is_plain_cpu(x) else self.mixer(x)
+        if _is_plain_cpu(x) and not self._by_triton(x):
+            return self._mix(x, x.clone())
+        return self.mixer(x)
+
+    def works_in_place(self, x: Tensor) -> bool:
+        """Return whether ``mix_in_place`` takes such an image here and now."""
+        return _is_plain_cpu(x) or (_is_plain(x) and self._by_triton(x))
 
     def mix_in_place(self, x: Tensor) -> Tensor:
         """Mix (B, C, H, W) where it lies, so that channels which pass are left alone.
@@ -101,17 +109,26 @@ class FusedMixer(nn.Module):
         Returns:
             The last channels as they were before, (B, as many as are mixed, H, W).
         """
-        before = x[:, -sum(conv.in_channels for conv in self._convs) :].clone()
+        if self._by_triton(x):
+            return mix_last(x, self._weights, [conv.bias for conv in self._convs])
+        before = x[:, -sum(map(len, self._weights)) :].clone()
         self._mix(x, x)
         return before
+
+    def _by_triton(self, x: Tensor) -> bool:
+        return takes_mixer(x, self._weights)
 
     @property
     def _convs(self) -> list[Any]:
         return [self.mixer.get_submodule(name) for name in self._names]
 
+    @property
+    def _weights(self) -> list[Tensor]:
+        return [conv.weight for conv in self._convs]
+
     def _mix(self, x: Tensor, y: Tensor) -> Tensor:
         """Write the mixed groups of x into y, which may be the same."""
-        first = x.shape[1] - sum(conv.in_channels for conv in self._convs)
+        first = x.shape[1] - sum(map(len, self._weights))
         for conv in self._convs:
             part = slice(first, first + conv.in_channels)
             y[:, part] = conv(x[:, part])
@@ -149,7 +166,7 @@ class FusedMetaNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        if not (self.in_place and _is_plain_cpu(x)):
+        if not (self.in_place and self.mixer.works_in_place(x)):  # type: ignore[operator]
             return _add(self.layers(self.mixer(x)), x)
         before = self.mixer.mix_in_place(x)  # type: ignore[operator]
         y = self.layers(x)
@@ -300,18 +317,25 @@ def _fold_before(norm: nn.Module, conv: Any) -> None:
 
 def _add(x: Tensor, other: Tensor) -> Tensor:
     """Return the sum, in the memory of the first where nobody records what happens to it."""
-    return x.add_(other) if _is_plain_cpu(x) else x + other
+    return x.add_(other) if _is_plain(x) else x + other
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether a call is a plain inference, of which nobody records what happens to its memory."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and torch.amp.is_autocast_available(x.device.type)
+        and not torch.is_autocast_enabled(x.device.type)
+        and forward_ad._current_level < 0
+    )
 
 
 def _is_plain_cpu(x: Tensor) -> bool:
-    """Return whether a call is a plain inference on a CPU, in a type that its library's fused calls have."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
-        and forward_ad._current_level < 0
-        and torch.backends.mkldnn.is_available()
-    )
+    """Return whether it is one on a CPU, in a type that its library's fused calls have there."""
+    if x.device.type != "cpu" or not _is_plain(x) or not torch.backends.mkldnn.is_available():
+        return False
+    if x.dtype == torch.bfloat16:  # which takes instructions that not every CPU has
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return x.dtype == torch.float32
