@@ -5,7 +5,7 @@
 Time is the training time that the table tells; a network that goes on from a shorter trial pays the
 difference. The value of a network is its accuracy after all epochs, so that a trial of fewer finds nothing by
 itself. Printed and written: the training time until one of the best 1 % of the table is found, and the
-regret, in points of accuracy to the best of the table, on the way and when the time is over.
+regret, in points of accuracy to the best of the table, on the way, at the end and long after it.
 """
 
 import argparse
@@ -33,9 +33,13 @@ from xnext.search.optimizers import OPTIMIZERS, Task
 from xnext.search.space import Space
 
 TRAININGS = 100
-"""How long a search may take, in mean trainings for all epochs."""
+"""How long a replay goes on, in mean trainings for all epochs."""
 
-MARKS = (25, 50, 100)
+END = 50
+"""After how many of them a search is compared: later, so many have found the best network of the table, below
+which nothing is, that their medians become equal."""
+
+MARKS = (25, END, 100)
 """After how many of them regrets are told."""
 
 SHORTEST = 3
@@ -53,7 +57,7 @@ class Replay:
         optimizer: Its name.
         seed: Of all that it drew.
         found: Seconds of training until one of the best was found, or None.
-        regret: Points of accuracy to the best network when the time was over.
+        regret: Points of accuracy to the best network after all of the time.
         trials: Asked.
         overhead: Seconds that the optimiser took itself.
         course: Seconds and regret, each time that it fell.
@@ -103,14 +107,13 @@ def summarise(replays: list[Replay], most: float) -> dict[str, Any]:
     """Return medians over the seeds of an optimiser."""
     found = [most * 10 if one.found is None else one.found for one in replays]
     median = statistics.median(found)
+    after = {mark: [_at(one.course, mark / TRAININGS * most) for one in replays] for mark in MARKS}
     return {
         "median_seconds_to_best": median if median <= most else None,
         "seeds_that_found": sum(one.found is not None for one in replays),
         "mean_regret": statistics.mean(one.regret for one in replays),
-        "median_regret_after": {
-            str(mark): statistics.median(_at(one.course, mark / TRAININGS * most) for one in replays)
-            for mark in MARKS
-        },
+        "median_regret_after": {str(mark): statistics.median(regrets) for mark, regrets in after.items()},
+        "seeds_at_the_best_after": {str(mark): regrets.count(0) for mark, regrets in after.items()},
         "median_trials": statistics.median(one.trials for one in replays),
         "median_overhead_seconds": statistics.median(one.overhead for one in replays),
     }
@@ -126,6 +129,7 @@ def draw(replays: dict[str, list[Replay]], most: float, path: Path) -> None:
         low, median, high = np.percentile(values, [25, 50, 75], axis=0)
         axes.plot(times, median, color=colour, label=name)
         axes.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.axvline(END / TRAININGS * most, color="0.6", linestyle=":", label=f"{END} trainings")
     axes.set_yscale("symlog", linthresh=0.3)
     axes.set_ylim(0, 30)
     ticks = (0, 0.3, 1, 3, 10, 30)
@@ -147,14 +151,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--trainings", type=float, default=TRAININGS, help="time, in mean full trainings")
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=list(OPTIMIZERS))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="replays at a time")
     parser.add_argument("--output", type=Path, help="folder for the result")
     parser.add_argument("--picture", type=Path, help="where to draw it")
     arguments = parser.parse_args()
     rows = read_table(arguments.table)
-    most = arguments.trainings * statistics.mean(row[f"seconds_{BUDGETS[-1]}"] for row in rows)
+    most = TRAININGS * statistics.mean(row[f"seconds_{BUDGETS[-1]}"] for row in rows)
     tasks = [(name, seed) for name in arguments.optimizers for seed in range(arguments.seeds)]
     with ProcessPoolExecutor(arguments.workers) as pool:
         futures = [pool.submit(replay, name, seed, rows, most) for name, seed in tasks]
@@ -163,14 +166,17 @@ def main() -> None:
     summary = {name: summarise(ones, most) for name, ones in replays.items()}
     table = Table(title=f"{arguments.seeds} seeds, {most:.0f} seconds of training each, {len(rows)} networks")
     table.add_column("optimizer")
-    regrets = [f"regret after {mark}" for mark in MARKS]
+    regrets = [f"regret after {mark} (at 0)" for mark in MARKS]
     for column in ("seconds to the best 1 %", "seeds that found it", *regrets, "trials", "own seconds"):
         table.add_column(column, justify="right")
     for name, values in summary.items():
         to_best = values["median_seconds_to_best"]
         table.add_row(
             name, "not found" if to_best is None else f"{to_best:.0f}", str(values["seeds_that_found"]),
-            *(f"{regret:.2f}" for regret in values["median_regret_after"].values()),
+            *(
+                f"{regret:.2f} ({values['seeds_at_the_best_after'][mark]})"
+                for mark, regret in values["median_regret_after"].items()
+            ),
             f"{values['median_trials']:.0f}",
             f"{values['median_overhead_seconds']:.1f}",
         )  # fmt: skip

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import pkgutil
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,8 +17,10 @@ from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo, RealLabelsImagenet, create_dataset, create_loader, resolve_data_config
 
 from xnext import cli
+from xnext.data import Preprocessing, build_eval_transform
 from xnext.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from xnext.errors import UserError
+from xnext.evaluation.predict import load_classifier, predict
 from xnext.evaluation.sets import load_set
 
 WNIDS = ImageNetInfo().label_names()
@@ -101,6 +107,70 @@ def test_as_timm_measures_it(tmp_path, capsys, name):
     assert (found["top1"], found["top5"]) == (pytest.approx(top1, abs=1e-5), pytest.approx(top5, abs=1e-5))
     assert found["loss"] == pytest.approx(loss, rel=1e-6) and found["images"] == 24
     assert found["top1"] > 0
+
+
+VALIDATE = os.environ.get("XNEXT_TIMM_VALIDATE")
+VALIDATED = {
+    "mobilenetv3_small_050": "lamb_in1k",
+    "mobilenetv4_conv_small": "e3600_r256_in1k",  # trained with 256 pixels, tested with 320 and all of them
+    "resnet18": "a3_in1k",  # 160 and 224
+    "tinynet_e": "in1k",  # 106
+    "mobileone_s0": "apple_in1k",  # bilinear
+    "mobilevit_xxs": "cvnets_in1k",  # not normalised
+    "edgenext_xx_small": "in1k",
+    "deit_tiny_patch16_224": "fb_in1k",
+    "tf_efficientnetv2_b3": "in21k_ft_in1k",  # 240 and 300, squashes pictures
+}
+
+
+def telling_apart(name: str, files) -> torch.nn.Module:
+    """Return a network of random weights, with norms and classifier such that it tells pictures apart."""
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    transform = build_eval_transform(Preprocessing.for_model(model, tested=True))
+    images = torch.stack([transform(Image.open(file)) for file in files])
+    head = model.get_classifier()
+    with torch.no_grad():
+        for norm in [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]:
+            norm.momentum = 1.0
+        model.train()(images)
+        head.weight.normal_(std=0.1)
+        logits = model.eval()(images)
+        scale = 3 / logits.std(dim=0)
+        head.weight *= scale[:, None]
+        head.bias.copy_((head.bias - logits.mean(dim=0)) * scale)
+    return model
+
+
+@pytest.mark.timm
+@pytest.mark.skipif(not VALIDATE, reason="XNEXT_TIMM_VALIDATE does not name timm's validate.py")
+@pytest.mark.parametrize("name", [f"{name}.{tag}" for name, tag in VALIDATED.items()])
+def test_as_timms_own_script_measures_it(tmp_path, capsys, name):
+    """Each digit that timm's validate.py prints, for pictures called as the network does, or nearly so."""
+    files = [tmp_path / f"{number}.JPEG" for number in range(48)]
+    for file, picture in zip(files, photographs(len(files)), strict=True):
+        picture.save(file, "JPEG", quality=90)
+    weights = tmp_path / "weights.pth"
+    torch.save(telling_apart(name, files[:16]).state_dict(), weights)
+    names = [name.split(",")[0] for name in ImageNetInfo().label_descriptions()]
+    said = predict(load_classifier(weights, name), files, topk=9)
+    for number, (file, prediction) in enumerate(zip(files, said, strict=True)):
+        called = prediction.classes[(0, 0, 3, 8)[number % 4]][0]
+        folder = tmp_path / "validation" / WNIDS[names.index(called)]
+        folder.mkdir(parents=True, exist_ok=True)
+        file.rename(folder / file.name)
+    assert len(list((tmp_path / "validation").iterdir())) > 20, "the network tells pictures from each other"
+    found = evaluate(weights, "--data", str(tmp_path), "--set", "imagenet", capsys=capsys, model=name)
+    (tmp_path / "classes.txt").write_text("\n".join(WNIDS))
+    words = ["--model", name, "--checkpoint", weights, "--class-map", tmp_path / "classes.txt"]
+    words += ["--device", "cpu", "--workers", "1", "--batch-size", "16", "--log-freq", "1"]
+    command = [sys.executable, VALIDATE, "--data-dir", tmp_path, *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    theirs = json.loads(done.stdout.partition("--result")[2])
+    losses = re.findall(r"Loss:.*?\( *([\d.]+)\)", done.stderr)
+    ours = {"top1": round(found["top1"], 4), "top5": round(found["top5"], 4), "loss": f"{found['loss']:.4f}"}
+    assert ours == {"top1": theirs["top1"], "top5": theirs["top5"], "loss": losses[-1]}
+    assert 30 < found["top1"] < 60 < found["top5"] < 90
 
 
 def test_real_labels_are_timms(tmp_path, weights, capsys):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from xnext import cli
+from xnext._peak import peak_memory
 from xnext.errors import UserError
 from xnext.evaluation import throughput
 from xnext.evaluation.throughput import Plan, Way, benchmark
@@ -26,7 +27,7 @@ def test_ways_take_turns_and_compute_the_same():
     assert turns == [-1, 0, 1]
     assert [f"{row.way} {row.layout} {row.dtype}" for row in rows] == ways(SMALL, peer=False, fusable=True)
     assert rows[0].error == 0 and all(row.error < 1e-5 for row in rows if row.dtype == "fp32")
-    assert all(row.median > 0 and row.mean > 0 and row.sd >= 0 for row in rows)
+    assert all(row.median > 0 and row.mean > 0 and row.sd >= 0 and row.memory_mib > 0 for row in rows)
 
 
 def test_the_ways_of_each_kind_of_network():
@@ -90,6 +91,35 @@ def test_activations(name):
     size = throughput.measure_size(name, replace(SMALL, image_size=None))
     assert round(size.activations / 1e6, 2) == ACTIVATIONS[name]
     assert size.params > size.image_size and size.macs > size.activations
+
+
+class Known(nn.Module):
+    """Holds as much as an image, and then twice as much beside it."""
+
+    def forward(self, x):
+        more = (x + 1).repeat(1, 2, 1, 1)
+        return more.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_most_memory_of_a_call(capfd, compiled):
+    image, network = torch.zeros(1, 4, 256, 256), Known()  # of 1 MiB
+    call = (lambda: network(image)) if not compiled else torch.compile(lambda: network(image).clone())
+    with torch.inference_mode():
+        call()
+        capfd.readouterr()
+        most = peak_memory(call, torch.device("cpu"))
+    # Compiled, nothing but the means is ever in memory.
+    assert most == pytest.approx(3 * 2**20, abs=2**10) if not compiled else 0 < most < 2**10
+    assert capfd.readouterr() == ("", ""), "the profiler has nothing to say"
+    conv = nn.Conv2d(4, 8, 1, bias=False)
+
+    def step():
+        conv.weight.grad = None
+        conv(image).relu().sum().backward()
+
+    # Two of 2 MiB each: what the convolution puts out, then its gradient, beside what the ReLU keeps.
+    assert peak_memory(step, torch.device("cpu")) == pytest.approx(4 * 2**20, rel=0.01)
 
 
 def test_all_peers_are_there():

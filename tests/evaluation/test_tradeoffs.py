@@ -54,6 +54,25 @@ def test_every_network_has_a_name_that_can_be_read(name):
     assert not any(figures._overlap(one, other) for one, other in itertools.combinations(boxes, 2))
 
 
+def test_a_name_that_stands_away_has_a_line_to_its_bubble():
+    entries = tuple(
+        Entry(f"network {n}", 32, None, {}, {"macs": 5, "top1": 7, "params": 20}) for n in "abcdef"
+    )
+    tables = {"table": PaperTable("title", "source", "0", entries)}
+    axes = draw_tradeoff(Tradeoff("a figure", ("table",), "macs"), tables, None).axes[0]
+    assert len(axes.texts) == 6
+    lines = [line.get_xydata() for line in axes.lines[1:]]
+    assert 0 < len(lines) < 6 and all(line[0].tolist() == [5, 7] for line in lines)
+    far = [text for text in axes.texts if any(np.allclose(place_of(text, axes), line[1]) for line in lines)]
+    assert len(far) == len(lines)
+
+
+def place_of(text, axes):
+    """Return where a name is anchored, in the units of the axes."""
+    offset = np.array(text.xyann) * axes.figure.dpi / 72
+    return axes.transData.inverted().transform(axes.transData.transform(text.xy) + offset)
+
+
 def test_speeds_of_here_stand_in_place_of_the_papers():
     about = {"device": "an abacus", "batch_size": 2, "dtype": "fp32"}
     speeds = Speeds(about, {"inference xception {} 299": {"mean": 12.5}})

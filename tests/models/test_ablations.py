@@ -284,6 +284,7 @@ def test_output_stride_is_timms(output_stride):
         ("inceptionnext_debug", {"layer_scale": -1.0}, "layer_scale=-1.0"),
         ("inceptionnext_debug", {"layer_scale": float("nan")}, "layer_scale=nan"),
         ("inceptionnext_debug", {"num_heads": 0}, "num_heads=0 must be positive"),
+        ("inceptionnext_debug", {"depths": (1, 1, 1001, 1)}, "depths=.* is too large, it may be up to 1,000"),
         ("inceptionnext_debug", {"dims": 16}, "dims must be a list of whole numbers, not 16"),
         ("inceptionnext_debug", {"branch_ratio": "x"}, "branch_ratio must be a number, not 'x'"),
         ("inceptionnext_debug", {"head": 3}, "head must be one of mlp, norm"),

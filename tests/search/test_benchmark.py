@@ -13,7 +13,7 @@ from xnext.search import Space
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.search import BEST, replay, summarise  # noqa: E402
+from benchmarks.search import BEST, END, replay, summarise  # noqa: E402
 from benchmarks.search_table import BUDGETS, SPACE, read_table  # noqa: E402
 
 
@@ -60,7 +60,9 @@ def test_the_best_and_the_median_network_differ_by_several_deviations():
 def test_a_replay_ends_when_its_time_is_over(rows):
     ones = [replay("evolution", seed, rows, 100.0) for seed in range(3)]
     assert all(when <= 100 for one in ones for when, _ in one.course)
-    after = summarise(ones, 100.0)["median_regret_after"]
+    summary = summarise(ones, 100.0)
+    after, at_best = summary["median_regret_after"], summary["seeds_at_the_best_after"]
+    assert at_best["100"] == sum(one.regret == 0 for one in ones) >= at_best["50"] >= at_best["25"]
     assert after["100"] == statistics.median(one.regret for one in ones) <= after["50"] <= after["25"]
     assert ones[0].course == replay("evolution", 0, rows, 100.0).course
 
@@ -74,7 +76,7 @@ def test_smac_finds_the_best_in_half_of_the_time_of_random_search(tmp_path):
     random, smac = summary["random"], summary["smac"]
     assert smac["median_seconds_to_best"] <= random["median_seconds_to_best"] / 2
     after = {name: summary[name]["median_regret_after"] for name in summary}
-    for mark in ("25", "50"):
+    for mark in ("25", str(END)):
         assert after["smac"][mark] < min(after["random"][mark], after["evolution"][mark])
     # Then most searches have found the best network, and the median cannot be below that.
     assert after["smac"]["100"] <= after["evolution"]["100"] and after["smac"]["100"] < after["random"]["100"]

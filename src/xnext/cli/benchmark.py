@@ -95,7 +95,7 @@ def _show(models: list[str], sizes: list[Size], tables: list[list[Row]], plan: P
     print()
     table = new_table(
         "network", "way", "layout", "type", ">batch", ">images/s", ">10 %", ">90 %", ">mean", ">sd", ">ratio",
-        *([">GPU MiB"] if plan.device.type == "cuda" else []),
+        ">peak MiB",
     )  # fmt: skip
     for rows in tables:
         first = rows[0].median
@@ -104,7 +104,7 @@ def _show(models: list[str], sizes: list[Size], tables: list[list[Row]], plan: P
                 row.network, row.way, row.layout, row.dtype, str(row.batch_size),
                 *(f"{speed:,.1f}" for speed in (row.median, row.p10, row.p90, row.mean, row.sd)),
                 f"{row.median / first:.2f}",
-                *([] if row.memory_mib is None else [f"{row.memory_mib:,}"]),
+                f"{row.memory_mib:,.1f}",
             )  # fmt: skip
     print_table(table)
     for model, rows in zip(models, tables, strict=True):

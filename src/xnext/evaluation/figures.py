@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
@@ -129,7 +131,7 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float
     for (x, y, entry), box in sorted(
         zip(points, taken[:], strict=True), key=lambda pair: -_is_own(pair[0][2])
     ):
-        best: tuple[float, Annotation, Bbox] | None = None
+        best: tuple[float, Annotation, Bbox, float] | None = None
         for across, up, away in _PLACES:
             reach = away * (box.width / 2 / scale + 2) * (0.75 if across and up else 1)
             text = axes.annotate(
@@ -142,11 +144,16 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float
             if best is None or cost < best[0]:
                 if best is not None:
                     best[1].remove()
-                best = cost, text, extent
+                best = cost, text, extent, away
             else:
                 text.remove()
         assert best is not None
-        taken.append(best[2])
+        _, text, extent, away = best
+        taken.append(extent)
+        if away > 1:  # so far off that a line has to say whose it is
+            at = axes.transData.transform((x, y)) + scale * np.array(text.xyann)
+            ends = np.array([(x, y), axes.transData.inverted().transform(at)])
+            axes.add_artist(Line2D(*ends.T, color="0.5", linewidth=0.7, zorder=1.5))
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:

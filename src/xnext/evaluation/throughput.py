@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xnext._peak import peak_memory
 from xnext._timing import rotate, time_call
 from xnext.errors import UserError, is_out_of_memory, suggest
 from xnext.evaluation.complexity import check_image_size, count_activations, count_macs, count_parameters
@@ -163,7 +164,8 @@ class Row:
         p90: Images a second of the call that a tenth of them were faster than.
         error: How far the results are from those of the first row, as a share of their norm: outputs, and in
             training the norm of all gradients. None for another network.
-        memory_mib: Most memory of the GPU that a call took beyond the weights, in MiB; None without a GPU.
+        memory_mib: Most memory that PyTorch's allocator had given out during a call, in MiB beyond what was
+            there before: weights, images, and in training what the optimiser keeps.
     """
 
     network: str
@@ -178,7 +180,7 @@ class Row:
     p10: float
     p90: float
     error: float | None
-    memory_mib: int | None
+    memory_mib: float
 
 
 @dataclass(frozen=True)
@@ -422,17 +424,15 @@ def _measure(
     """Yield a row for each subject."""
     seconds: list[list[float]] = [[] for _ in subjects]
     results: list[list[Tensor]] = []
-    memory: list[int | None] = [None] * len(subjects)
     with torch.inference_mode(not plan.training):
         for subject in subjects:
             results.append(_first(subject))
+        memory = [peak_memory(subject.call, plan.device) for subject in subjects]
         for turn in watch(range(1 - _WARM_UP, plan.repetitions)):
             for number, subject in enumerate(subjects):
-                before = _reset_memory(plan.device)
                 time = time_call(subject.call, plan.device)
                 if turn >= 0:
                     seconds[number].append(time)
-                memory[number] = _peak_memory(plan.device, before)
     for subject, times, result, peak in zip(subjects, seconds, results, memory, strict=True):
         speeds = [plan.batch_size / time for time in times]
         error = max(map(_error, result, results[0])) if subject.same else None
@@ -441,7 +441,8 @@ def _measure(
             subject.network, subject.image_size, way.name, way.layout, way.dtype, plan.batch_size,
             round(statistics.median(speeds), 1), round(statistics.mean(speeds), 1),
             round(statistics.stdev(speeds), 1) if len(speeds) > 1 else 0.0,
-            round(float(np.quantile(speeds, 0.1)), 1), round(float(np.quantile(speeds, 0.9)), 1), error, peak,
+            round(float(np.quantile(speeds, 0.1)), 1), round(float(np.quantile(speeds, 0.9)), 1), error,
+            round(peak / 2**20, 1),
         )  # fmt: skip
 
 
@@ -460,16 +461,3 @@ def _first(subject: _Subject) -> list[Tensor]:
 
 def _error(value: Tensor, exact: Tensor) -> float:
     return float((value - exact).norm() / exact.norm())
-
-
-def _reset_memory(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def _peak_memory(device: torch.device, before: int) -> int | None:
-    if device.type != "cuda":
-        return None
-    return (torch.cuda.max_memory_allocated(device) - before) // 2**20

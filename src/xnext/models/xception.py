@@ -16,7 +16,14 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from xnext._types import check_types
-from xnext.models._config import ConfigError, check_choice, check_odd, check_positive
+from xnext.models._config import (
+    MOST_BLOCKS,
+    ConfigError,
+    check_choice,
+    check_most,
+    check_odd,
+    check_positive,
+)
 from xnext.models._network import Network, Stage
 from xnext.models._registry import register_variants, weights
 from xnext.models.layers import ACTIVATIONS, NORMS, ClassifierHead, SeparableBlock, SeparableConv2d
@@ -98,6 +105,7 @@ class XceptionConfig(SpatialConfig):
             check_positive("head_widths", self.head_widths)
         if self.middle_depth < 0:
             raise ConfigError(f"middle_depth={self.middle_depth!r} must be 0 or more")
+        check_most("middle_depth", self.middle_depth, MOST_BLOCKS)
         self.check_spatial((self.stem_dims[-1], *self.entry_dims, self.exit_dim, *self.tail_dims))
         for field, convolutions in (("entry", 2), ("middle", 3)):
             for kind in ("acts", "norms"):
