@@ -224,6 +224,8 @@ class Predictions:
                     number = waiting.popleft()
                     running[self._submit(pool, number)] = number
                 done, _ = wait(running, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                if not done:
+                    pool.check()
                 for future in done:
                     number = running.pop(future)
                     rows = self._take(pool, future, number, lost)
@@ -280,10 +282,6 @@ class Predictions:
         except CancelledError as error:
             raise UserError(
                 f"{pool.name} is gone; go on with the same command and --resume once it is back"
-            ) from error
-        except ImportError as error:
-            raise UserError(
-                f"{pool.name}: a worker lacks a package ({error}); install xnext there too"
             ) from error
 
 
