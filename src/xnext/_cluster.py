@@ -27,7 +27,8 @@ def connect(address: str) -> "Iterator[Client]":
         from distributed import Client
     except ImportError as error:
         raise UserError("--scheduler needs Dask: pip install 'xnext[search]'") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it meets comes as exceptions
+    for logger in ("distributed", "distributed.client"):  # what they meet comes as exceptions
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
