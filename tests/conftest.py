@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -52,3 +54,28 @@ def browser_page(chromium):
             browser.close()
 
     return open_page
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Return the address of a scheduler with two workers in processes of their own."""
+    address = tmp_path / "scheduler.json"
+    place = {"env": os.environ | {"DASK_DISTRIBUTED__WORKER__DAEMON": "False"}, "cwd": tmp_path}
+    options = ["--scheduler-file", str(address)]
+    commands = [
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *options],
+        ["worker", "--nworkers", "2", "--nthreads", "1", "--no-dashboard", *options],
+    ]
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "dask", *command], stderr=subprocess.DEVNULL, **place)
+        for command in commands
+    ]
+    from distributed import Client
+
+    with Client(scheduler_file=str(address), timeout="60s", set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        yield client
+    for process in processes:
+        process.kill()  # told to end, they would take seconds; their workers end with them
+    for process in processes:
+        process.wait()

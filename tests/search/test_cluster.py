@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -11,31 +9,6 @@ import pytest
 
 from xnext.errors import UserError
 from xnext.search import Search
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """Return the address of a scheduler with two workers in processes of their own."""
-    address = tmp_path / "scheduler.json"
-    place = {"env": os.environ | {"DASK_DISTRIBUTED__WORKER__DAEMON": "False"}, "cwd": tmp_path}
-    options = ["--scheduler-file", str(address)]
-    commands = [
-        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *options],
-        ["worker", "--nworkers", "2", "--nthreads", "1", "--no-dashboard", *options],
-    ]
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "dask", *command], stderr=subprocess.DEVNULL, **place)
-        for command in commands
-    ]
-    from distributed import Client
-
-    with Client(scheduler_file=str(address), timeout="60s", set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
-        yield client
-    for process in processes:
-        process.kill()  # told to end, they would take seconds; their workers end with them
-    for process in processes:
-        process.wait()
 
 
 @pytest.mark.timeout(300)
@@ -65,7 +38,7 @@ def test_two_workers_of_which_one_dies(config, tmp_path, cluster):
 
 
 def test_no_scheduler(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("xnext.search.cluster._PATIENCE", "1s")
+    monkeypatch.setattr("xnext._cluster._PATIENCE", "1s")
     with pytest.raises(UserError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers there"):
         Search.create(tmp_path / "search", config(scheduler="tcp://127.0.0.1:9"))
     assert not (tmp_path / "search").exists()

@@ -5,7 +5,7 @@ from xnext.data._batches import SharedBatches
 from xnext.data._check import SMALL_SIDE, DataReport, check_data
 from xnext.data._dataset import EpochSampler, ImageDataset, build_loader
 from xnext.data._decode import BadImageError, decode_image, find_images
-from xnext.data._load import absolute_spec, load_data
+from xnext.data._load import absolute_spec, load_data, load_pictures
 from xnext.data._memory import MemoryLoader, PackedImages
 from xnext.data._packed import PackedSource, write_packed
 from xnext.data._sources import (
@@ -15,6 +15,7 @@ from xnext.data._sources import (
     ImageSource,
     check_same_classes,
     stratified_split,
+    unlabelled,
     user_path,
 )
 from xnext.data._transforms import (
@@ -52,7 +53,9 @@ __all__ = [
     "decode_image",
     "find_images",
     "load_data",
+    "load_pictures",
     "stratified_split",
+    "unlabelled",
     "user_path",
     "write_packed",
 ]

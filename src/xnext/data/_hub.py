@@ -12,7 +12,15 @@ import numpy as np
 
 from xnext._hub import hub_access
 from xnext.data._labels import choose_column, chosen_label, join_parts, number_labels
-from xnext.data._sources import HubSource, ImageData, check_same_classes, user_path
+from xnext.data._sources import (
+    HubSource,
+    ImageData,
+    ImageSource,
+    JoinedSource,
+    check_same_classes,
+    unlabelled,
+    user_path,
+)
 from xnext.errors import UserError, shorten, suggest
 
 _VAL_SPLITS = ("validation", "val", "valid", "dev", "test")
@@ -30,11 +38,12 @@ def load_hub(spec: str, target: str, options: dict[str, str], seed: int) -> Imag
     Raises:
         UserError: The dataset cannot be reached or read, or its columns are not plain.
     """
-    if target and user_path(target).is_dir():
-        target = str(user_path(target).resolve())
-    elif not target or target.startswith(("/", ".", "~")) or target.count("/") > 1:
-        raise UserError(f"{spec}: no such folder")
-    parts = _load_parts(spec, target, options)
+
+    def choose(splits: list[str]) -> list[str]:
+        val = options.get("val") or next((name for name in _VAL_SPLITS if name in splits), None)
+        return [options.get("train", "train"), *([val] if val else [])]
+
+    parts = [rows for _, rows in _load_parts(spec, target, options.get("config"), choose)]
     image = _image_column(spec, parts[0].features, options.get("image"))
     label, several = _label_column(spec, parts[0].features, options)
     classes, labels = _read_labels(spec, parts, label, several)
@@ -45,11 +54,47 @@ def load_hub(spec: str, target: str, options: dict[str, str], seed: int) -> Imag
     return join_parts(spec, classes, sources, seed)
 
 
-def _load_parts(spec: str, target: str, options: dict[str, str]) -> list[Any]:
-    """Return the rows to train on and, unless the dataset has no such split, those held out."""
+def hub_pictures(spec: str, target: str, options: dict[str, str]) -> ImageSource:
+    """Return the pictures of ``hf:TARGET``, whatever is said of them there.
+
+    Args:
+        spec: The whole spec, for errors.
+        target: A local folder, or a dataset's name on the hub.
+        options: Any of ``split`` (a name, or a pattern of data files; else all are taken), ``image`` and
+            ``config``.
+
+    Raises:
+        UserError: The dataset cannot be reached or read, or has not one column of images.
+    """
+    chosen = [options["split"]] if "split" in options else None
+    parts = _load_parts(spec, target, options.get("config"), lambda splits: chosen or splits)
+    sources = []
+    for split, rows in parts:
+        image = _image_column(spec, rows.features, options.get("image"))
+        rows = _undecoded(spec, rows, image)
+        sources.append(HubSource(rows, image, unlabelled(len(rows)), f"hf:{target} {split}"))
+    if not any(map(len, sources)):
+        raise UserError(f"{spec}: no picture in it")
+    return JoinedSource(sources)
+
+
+def _load_parts(
+    spec: str, target: str, config: str | None, choose: Callable[[list[str]], list[str]]
+) -> list[tuple[str, Any]]:
+    """Return splits, and patterns of data files, with their rows.
+
+    Args:
+        spec: The whole spec, for errors.
+        target: A local folder, or a dataset's name on the hub.
+        config: The dataset's configuration.
+        choose: From the names of the splits that there are to those that are wanted.
+    """
     import datasets
 
-    config = options.get("config")
+    if target and user_path(target).is_dir():
+        target = str(user_path(target).resolve())
+    elif not target or target.startswith(("/", ".", "~")) or target.count("/") > 1:
+        raise UserError(f"{spec}: no such folder")
 
     def part(choice: str) -> Any:
         if set(choice) & set("*?/."):
@@ -63,9 +108,7 @@ def _load_parts(spec: str, target: str, options: dict[str, str]) -> list[Any]:
     try:
         with hub_access(), _bars_in_a_terminal():
             splits = _find_splits(target, config)
-            train = part(options.get("train", "train"))
-            val = options.get("val") or next((name for name in _VAL_SPLITS if name in splits), None)
-            return [train, part(val)] if val else [train]
+            return [(name, part(name)) for name in choose(list(splits))]
     except UserError:
         raise
     except Exception as error:  # connection, format and configuration errors of four libraries

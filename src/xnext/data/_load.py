@@ -1,26 +1,29 @@
 """The data spec: one string that says where images come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from xnext.data._decode import images_below, visible
-from xnext.data._hub import load_hub
+from xnext.data._decode import find_images, images_below, visible
+from xnext.data._hub import hub_pictures, load_hub
 from xnext.data._packed import load_packed
-from xnext.data._shards import absolute_pattern, load_shards
+from xnext.data._shards import absolute_pattern, load_shards, shard_pictures
 from xnext.data._sources import (
     ArraySource,
     FileSource,
     ImageData,
     ImageSource,
+    JoinedSource,
     check_same_classes,
     hold_out,
+    unlabelled,
     user_path,
 )
-from xnext.data._tables import TABLES, load_table
+from xnext.data._tables import TABLES, load_table, table_pictures
 from xnext.errors import UserError, shorten, suggest
 
 _VAL_FOLDERS = ("val", "validation", "test")
@@ -107,13 +110,36 @@ def absolute_spec(spec: str) -> str:
     if spec == "digits":
         return spec
     kind = _find_kind(spec)
-    if not kind:
-        return _absolute_folder(spec)
-    target, options = kind.parse(spec)
-    keep: Callable[[str], str] = str
-    target = kind.prefix + kind.absolute.get("", keep)(target)
-    query = "&".join(f"{key}={kind.absolute.get(key, keep)(value)}" for key, value in options.items())
-    return f"{target}?{query}" if query else target
+    return kind.absolute_spec(spec) if kind else _absolute_folder(spec)
+
+
+def load_pictures(specs: Sequence[str]) -> ImageSource:
+    """Find the pictures that specs name, which need no labels, and of which nothing is held out.
+
+    A spec is an image file, a folder, of which every image below it is taken, a table (``TABLE.csv``,
+    ``.tsv`` or ``.parquet``) of paths, ``wds:SHARDS`` or ``hf:NAME_OR_FOLDER``; the last two and tables as
+    ``load_data`` has them. Tables take the option ``image``, and ``hf:`` takes ``image``, ``config`` and
+    ``split``: a split's name or a pattern of data files; by default all splits are taken.
+
+    Returns:
+        The pictures in the order of the specs, by absolute paths, labelled -1; none is decoded yet.
+
+    Raises:
+        UserError: A spec names nothing, or what it names cannot be read.
+    """
+    return JoinedSource([_find_pictures(spec) for spec in specs])
+
+
+def _find_pictures(spec: str) -> ImageSource:
+    try:
+        kind = _find_kind(spec, _PICTURES)
+        if kind:
+            spec = kind.absolute_spec(spec)
+            return kind.load(spec, *kind.parse(spec))
+        files = find_images([Path(_absolute_path(spec))])
+        return FileSource(files, unlabelled(len(files)))
+    except OSError as error:
+        raise UserError(f"{spec}: cannot be read ({error.strerror or error})") from error
 
 
 def _absolute_path(text: str) -> str:
@@ -213,13 +239,14 @@ class _Kind:
 
     Attributes:
         prefix: What it begins with.
-        load: Called with the spec, what follows the prefix, the options and the seed.
+        load: Called with the spec, what follows the prefix and the options; for labelled pictures also with
+            the seed.
         options: The options it takes.
         absolute: How an option, or what follows the prefix (``""``), is made absolute.
     """
 
     prefix: str
-    load: Callable[[str, str, dict[str, str], int], ImageData]
+    load: Callable[..., Any]
     options: tuple[str, ...]
     absolute: dict[str, Callable[[str], str]]
 
@@ -234,7 +261,7 @@ class _Kind:
         for part in query.split("&") if query else ():
             key, _, value = part.partition("=")
             if key not in self.options:
-                known = shorten(self.options, limit=len(self.options))
+                known = shorten(self.options, limit=len(self.options)) or "none"
                 raise UserError(
                     f"{spec}: unknown option {key!r}; it takes {known}.{suggest(key, self.options)}"
                 )
@@ -242,6 +269,14 @@ class _Kind:
                 raise UserError(f"{spec}: option {key!r} has no value; write {key}=VALUE")
             options[key] = value
         return target, options
+
+    def absolute_spec(self, spec: str) -> str:
+        """Return a spec of this kind that names the same pictures from any working folder."""
+        target, options = self.parse(spec)
+        keep: Callable[[str], str] = str
+        target = self.prefix + self.absolute.get("", keep)(target)
+        query = "&".join(f"{key}={self.absolute.get(key, keep)(value)}" for key, value in options.items())
+        return f"{target}?{query}" if query else target
 
 
 _KINDS = (
@@ -254,18 +289,21 @@ _KINDS = (
     ),
     _Kind("torch/", _load_torch, ("root", "download"), {"root": _absolute_path}),
     _Kind("packed:", load_packed, (), {"": _absolute_path}),
+    _Kind(
+        "",
+        load_table,
+        ("image", "label", "labels", "separator", "val", "split"),
+        {"": _absolute_path, "val": _absolute_path},
+    ),
 )
-_TABLE = _Kind(
-    "",
-    load_table,
-    ("image", "label", "labels", "separator", "val", "split"),
-    {"": _absolute_path, "val": _absolute_path},
+_PICTURES = (
+    _Kind("hf:", hub_pictures, ("split", "image", "config"), {"": _absolute_folder}),
+    _Kind("wds:", shard_pictures, (), {"": absolute_pattern}),
+    _Kind("", table_pictures, ("image",), {"": _absolute_path}),
 )
 
 
-def _find_kind(spec: str) -> _Kind | None:
+def _find_kind(spec: str, kinds: Iterable[_Kind] = _KINDS) -> _Kind | None:
     """Return the kind of a spec; none for a folder, which takes no options."""
-    for kind in _KINDS:
-        if spec.startswith(kind.prefix):
-            return kind
-    return _TABLE if Path(spec.partition("?")[0]).suffix.lower() in TABLES else None
+    is_table = Path(spec.partition("?")[0]).suffix.lower() in TABLES
+    return next((k for k in kinds if (spec.startswith(k.prefix) if k.prefix else is_table)), None)

@@ -1,11 +1,13 @@
 """WebDataset shards: tar files in which the files of one sample have one name and different endings."""
 
+import copy
 import glob
 import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -14,7 +16,7 @@ import numpy as np
 
 from xnext.data._decode import image_extensions, read_image
 from xnext.data._labels import join_parts, number_labels
-from xnext.data._sources import ImageData, ImageSource, user_path
+from xnext.data._sources import ImageData, ImageSource, digest, unlabelled, user_path
 from xnext.errors import UserError, suggest
 
 _REMOTE = re.compile(r"pipe:|\w+://", re.IGNORECASE)
@@ -77,6 +79,17 @@ class ShardSource(ImageSource):
         start, size = self._spans[index].tolist()
         return read_image(Path(self._names[index][0]), self.name(index), start, size)
 
+    def part(self, begin: int, end: int) -> "ShardSource":
+        """Return the pictures from ``begin`` to before ``end``."""
+        part = copy.copy(self)
+        part._names, part._spans = self._names[begin:end], self._spans[begin:end]
+        part.labels = self.labels[begin:end]
+        return part
+
+    def fingerprint(self) -> str:
+        """Return what differs where a picture has another name, or lies elsewhere in its shard."""
+        return digest([super().fingerprint(), str(self._spans.tolist())])
+
 
 def load_shards(spec: str, target: str, options: dict[str, str], seed: int) -> ImageData:
     """Load ``wds:TARGET``; see ``load_data`` for the options.
@@ -105,6 +118,20 @@ def load_shards(spec: str, target: str, options: dict[str, str], seed: int) -> I
     )
     sources = [ShardSource(part, each) for part, each in zip(parts, labels, strict=True)]
     return join_parts(spec, found, sources, seed)
+
+
+def shard_pictures(spec: str, target: str, options: dict[str, str]) -> ShardSource:
+    """Return the pictures of ``wds:TARGET``, whatever is said of them there.
+
+    Raises:
+        UserError: A shard is missing or damaged, or there is no picture.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(partial(_index_shard, labelled=False), _find_shards(spec, target))
+        samples = list(chain.from_iterable(found))
+    if not samples:
+        raise UserError(f"{spec}: no picture in {target}")
+    return ShardSource(samples, unlabelled(len(samples)))
 
 
 def absolute_pattern(pattern: str) -> str:
@@ -151,35 +178,40 @@ def _find_shards(spec: str, pattern: str) -> list[Path]:
     return list(found)
 
 
-def _index_shard(path: Path) -> list[_Sample]:
-    """List the samples of a shard by its headers; of their contents, labels alone are read."""
+def _index_shard(path: Path, labelled: bool = True) -> list[_Sample]:
+    """List the samples of a shard by its headers; of their contents, labels alone are read.
+
+    Args:
+        path: The shard.
+        labelled: Whether each needs a label; else labels do not count.
+    """
     try:
         with path.open("rb") as file:
             samples = _group_members(file)
     except Exception as error:  # of the file, and whatever damaged headers lead tarfile to
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read as a tar file ({reason})") from error
-    found = [_read_sample(path, key, members) for key, members in samples.items()]
+    found = [_read_sample(path, key, members, labelled) for key, members in samples.items()]
     return [sample for sample in found if sample]
 
 
-def _read_sample(path: Path, key: str, members: dict[str, Any]) -> _Sample | None:
+def _read_sample(path: Path, key: str, members: dict[str, Any], labelled: bool) -> _Sample | None:
     """Return one sample, or nothing for files beside the samples, such as a README."""
     images = [ending for ending in members if f".{ending}" in image_extensions()]
-    labels = [ending for ending in _LABELS if ending in members]
+    labels = [ending for ending in _LABELS if ending in members and labelled]
     if not images and not labels:
         return None
     try:
         if len(images) != 1:
             raise ValueError(f"it has {len(images) or 'no'} pictures")
         found = next(filter(None, (_LABELS[ending](members[ending]) for ending in labels)), None)
-        if not found:
+        if not found and labelled:
             raise ValueError("it has no label: neither .cls, nor label or labels in .json")
     except (ValueError, RecursionError) as error:
         holds = ", ".join(f".{ending}" for ending in members)
         raise UserError(f"{path}: sample {key!r} (of {holds}): {error}") from error
     image = members[images[0]]
-    return _Sample(str(path), image.name, image.offset_data, image.size, *found)
+    return _Sample(str(path), image.name, image.offset_data, image.size, *(found or ((), False)))
 
 
 def _group_members(file: BinaryIO) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """A source is a labelled list of pictures; a data set is two of them and the names of the classes."""
 
+import copy
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,14 @@ class ImageSource(ABC):
         except BadImageError as error:  # the name is looked up for the few that need one
             raise BadImageError(self.name(index), error.reason) from error
 
+    def part(self, begin: int, end: int) -> "ImageSource":
+        """Return the pictures from ``begin`` to before ``end``, with no more than reading them takes."""
+        return _SubsetSource(self, np.arange(begin, end))
+
+    def fingerprint(self) -> str:
+        """Return what differs where pictures were added, removed, renamed or put in another order."""
+        return digest(self.name(index) for index in range(len(self)))
+
 
 class ArraySource(ImageSource):
     """Pictures that are in memory already.
@@ -99,6 +109,10 @@ class FileSource(ImageSource):
         """Read the file of picture ``index``."""
         return read_image(Path(self._files[index]))
 
+    def part(self, begin: int, end: int) -> "FileSource":
+        """Return the pictures from ``begin`` to before ``end``."""
+        return FileSource(self._files[begin:end], self.labels[begin:end])
+
 
 class HubSource(ImageSource):
     """Rows of a Hugging Face dataset, decoded here so that bad ones are told apart.
@@ -115,11 +129,12 @@ class HubSource(ImageSource):
         self._column = column
         self.labels = labels
         self._name = name
+        self._first = 0  # the place in the set of the first row
 
     def name(self, index: int) -> str:
         """Return the row's place in the set, and its file name where the set keeps one."""
         path = (self._rows[index][self._column] or {}).get("path")
-        return f"{self._name}[{index}]" + (f" ({path})" if path else "")
+        return f"{self._name}[{self._first + index}]" + (f" ({path})" if path else "")
 
     def content(self, index: int) -> bytes:
         """Return the image of row ``index``."""
@@ -127,6 +142,18 @@ class HubSource(ImageSource):
         if cell.get("bytes") is None and cell.get("path"):
             return read_image(Path(cell["path"]))
         return cell.get("bytes") or b""
+
+    def part(self, begin: int, end: int) -> "HubSource":
+        """Return the rows from ``begin`` to before ``end``."""
+        part = copy.copy(self)
+        part._rows = self._rows.select(range(begin, end))
+        part.labels = self.labels[begin:end]
+        part._first = self._first + begin
+        return part
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint that the library derives from the files: to read all rows takes long."""
+        return digest([self._name, str(self._first), self._rows._fingerprint])
 
 
 class _SubsetSource(ImageSource):
@@ -145,6 +172,55 @@ class _SubsetSource(ImageSource):
 
     def read(self, index: int) -> Image.Image:
         return self._source.read(int(self._indices[index]))
+
+
+class JoinedSource(ImageSource):
+    """The pictures of several sources, one after the other.
+
+    Args:
+        sources: Each with labels of the same kind.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource]):
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+        self.labels = np.concatenate([source.labels for source in sources])
+
+    def _find(self, index: int) -> tuple[ImageSource, int]:
+        """Return the source of a picture, and its place there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        source = self._sources[number]
+        return source, index - int(self._ends[number]) + len(source)
+
+    def name(self, index: int) -> str:
+        """Return the name that the picture has in its source."""
+        source, place = self._find(index)
+        return source.name(place)
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of picture ``index`` as its source has them."""
+        source, place = self._find(index)
+        return source.content(place)
+
+    def read(self, index: int) -> Image.Image:
+        """Return picture ``index`` as RGB."""
+        source, place = self._find(index)
+        return source.read(place)
+
+    def part(self, begin: int, end: int) -> ImageSource:
+        """Return the pictures from ``begin`` to before ``end``."""
+        starts = self._ends - [len(source) for source in self._sources]
+        spans = zip(self._sources, starts.tolist(), strict=True)
+        parts = [
+            source.part(max(begin - start, 0), min(end - start, len(source)))
+            for source, start in spans
+            if start < end and begin < start + len(source)
+        ]
+        return JoinedSource(parts)
+
+    def fingerprint(self) -> str:
+        """Return what differs where that of a source does."""
+        return digest(source.fingerprint() for source in self._sources)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +275,19 @@ class ImageData:
         if self.multilabel:
             return source.labels.sum(axis=0)
         return np.bincount(source.labels, minlength=len(self.classes))
+
+
+def unlabelled(count: int) -> np.ndarray:
+    """Return the labels of pictures of which nobody says what they show: -1 for each."""
+    return np.full(count, -1, dtype=np.int64)
+
+
+def digest(words: Iterable[str]) -> str:
+    """Return the SHA-256 of words, in hexadecimal, with their ends told apart."""
+    result = hashlib.sha256()
+    for word in words:
+        result.update(word.encode("utf-8", "surrogateescape") + b"\0")
+    return result.hexdigest()
 
 
 def user_path(text: str) -> Path:

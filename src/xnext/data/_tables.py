@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from xnext.data._labels import choose_column, chosen_label, join_parts, missing_column, number_labels
-from xnext.data._sources import FileSource, ImageData, check_same_classes, user_path
+from xnext.data._sources import FileSource, ImageData, check_same_classes, unlabelled, user_path
 from xnext.errors import UserError, shorten, suggest
 
 if TYPE_CHECKING:
@@ -88,10 +88,24 @@ def load_table(spec: str, target: str, options: dict[str, str], seed: int) -> Im
         parts = _split_rows(table, split[0])
     else:
         parts = [table]
-    image = choose_column(spec, "image", options.get("image"), table.named(*_IMAGE), table.columns)
+    image = _image_column(spec, table, options)
     classes, labels = _read_labels(spec, parts, {image, *split}, options)
     sources = [FileSource(_paths(part, image), each) for part, each in zip(parts, labels, strict=True)]
     return join_parts(spec, classes, sources, seed)
+
+
+def table_pictures(spec: str, target: str, options: dict[str, str]) -> FileSource:
+    """Return the pictures of a table, whatever its other columns say of them.
+
+    Raises:
+        UserError: The table cannot be read, or has not one column of paths.
+    """
+    table = _read_table(user_path(target))
+    return FileSource(_paths(table, _image_column(spec, table, options)), unlabelled(len(table.rows)))
+
+
+def _image_column(spec: str, table: _Table, options: dict[str, str]) -> str:
+    return choose_column(spec, "image", options.get("image"), table.named(*_IMAGE), table.columns)
 
 
 def _split_rows(table: _Table, column: str) -> list[_Table]:

@@ -10,7 +10,14 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from xnext.data import BadImageError, Preprocessing, build_eval_transform, decode_image
+from xnext.data import (
+    BadImageError,
+    FileSource,
+    ImageSource,
+    Preprocessing,
+    build_eval_transform,
+    unlabelled,
+)
 from xnext.errors import UserError, shorten, suggest
 from xnext.models import create_model, list_models, load_checkpoint, read_metadata
 from xnext.models._checkpoints import load_unchanged, read_tensors, read_weights
@@ -89,6 +96,22 @@ def knows_its_network(checkpoint: Path) -> bool:
     return not checkpoint.is_file() or read_metadata(checkpoint) is not None
 
 
+def weights_file(checkpoint: Path) -> Path:
+    """Return the best weights of a run folder; a weight file is its own.
+
+    Raises:
+        UserError: There are none.
+    """
+    if checkpoint.is_dir():
+        best = Run.open(checkpoint).best
+        if not best.exists():
+            raise UserError(f"{checkpoint} holds no weights, since no epoch was finished; train again")
+        return best
+    if not checkpoint.exists():
+        raise UserError(f"there is no run and no weight file {checkpoint}")
+    return checkpoint
+
+
 def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classifier:
     """Load a trained network onto the accelerator if there is one, else the CPU.
 
@@ -100,15 +123,7 @@ def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classi
     Raises:
         UserError: Nothing usable is there, or it belongs to another network.
     """
-    path, training, multilabel = checkpoint, {}, False
-    if checkpoint is None:
-        pass
-    elif checkpoint.is_dir():
-        path = Run.open(checkpoint).best
-        if not path.exists():
-            raise UserError(f"{checkpoint} holds no weights, since no epoch was finished; train again")
-    elif not checkpoint.exists():
-        raise UserError(f"there is no run and no weight file {checkpoint}")
+    path, training, multilabel = checkpoint and weights_file(checkpoint), {}, False
     metadata = None if path is None else read_metadata(path)
     if path is not None and metadata is not None:
         name = metadata["model_name"]
@@ -156,29 +171,52 @@ def predict(
     Args:
         classifier: What :func:`load_classifier` returned.
         images: Image files.
+        topk: As ``answer``.
+        batch_size: As ``answer``.
+    """
+    source = FileSource(images, unlabelled(len(images)))
+    for path, said in zip(images, answer(classifier, source, topk, batch_size), strict=True):
+        if isinstance(said, BadImageError):
+            yield Prediction(path, (), str(said))
+        else:
+            yield Prediction(path, said)
+
+
+def answer(
+    classifier: Classifier,
+    source: ImageSource,
+    topk: int | None,
+    batch_size: int,
+    threads: int | None = None,
+) -> Iterator[tuple[tuple[str, float], ...] | BadImageError]:
+    """Yield the classes of every image of a source with their probabilities, or why it cannot be read.
+
+    Args:
+        classifier: What :func:`load_classifier` returned.
+        source: The images.
         topk: Classes to name for each image, the most probable first; all of them if there are fewer. None:
             the most probable one, and if an image may have several all that are as probable as not.
-        batch_size: Images that go through the network at once.
+        batch_size: Images that go through the network at once; the next ones are read meanwhile.
+        threads: That read images; by default as many as are usual on this machine.
     """
     transform = build_eval_transform(classifier.preprocessing)
 
-    def read(path: Path) -> Tensor | BadImageError:
+    def read(index: int) -> Tensor | BadImageError:
         try:
-            return transform(decode_image(path))
+            return transform(source.read(index))
         except BadImageError as error:
             return error
 
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            inputs = list(pool.map(read, batch))
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(0, len(source), batch_size)
+        batches = (pool.map(read, range(start, min(start + batch_size, len(source)))) for start in starts)
+        ahead = next(batches, iter(()))
+        while inputs := list(ahead):
+            ahead = next(batches, iter(()))
             readable = [x for x in inputs if isinstance(x, Tensor)]
             answers = iter(most_probable(classifier, torch.stack(readable), topk) if readable else ())
-            for path, x in zip(batch, inputs, strict=True):
-                if isinstance(x, BadImageError):
-                    yield Prediction(path, (), str(x))
-                else:
-                    yield Prediction(path, next(answers))
+            for x in inputs:
+                yield x if isinstance(x, BadImageError) else next(answers)
 
 
 def most_probable(

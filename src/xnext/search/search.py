@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import yaml
 
+from xnext._cluster import connect
 from xnext._files import make_folder, write_atomic
+from xnext._workers import require_free_of, warm_up
 from xnext.data import load_data, write_packed
 from xnext.errors import UserError
 from xnext.search.checks import check_device, check_images, check_networks
@@ -23,19 +25,19 @@ from xnext.search.optimizers import OPTIMIZERS, Optimizer, Task
 from xnext.search.space import Space
 from xnext.search.trial import (
     FAILURES,
+    PRELOAD,
     REJECTED,
     Outcome,
     Trial,
     TrialLost,
-    require_free_of,
     supervise,
-    warm_up,
 )
 from xnext.training.interrupts import Interrupts, Stopped
 
 _MOST_LOST = 2  # times that a trial is asked again whose process was killed
 _FAILED_AT_FIRST = 5  # trials, not all of which may have gone wrong; when it goes on, as many again
 _REJECTED_AT_FIRST = 200  # trials, not all of which may be over a limit, since they cost next to nothing
+_WHAT = "a search"
 _LENGTHS = ("trials", "hours")
 _CHANGEABLE = (*_LENGTHS, "workers", "scheduler", "trial_minutes", "trial_memory")
 _EXPORT_EVERY = 30.0  # seconds
@@ -88,7 +90,7 @@ class Search:
         check_device(config)
         space = Space.load(config.space)
         if config.scheduler is None:
-            warm_up()  # while the images are decoded
+            warm_up(PRELOAD)  # while the images are decoded
         data = load_data(config.data, seed=config.seed)
         if data.multilabel:
             raise UserError(f"{config.data}: images of several classes are not searched for yet")
@@ -121,7 +123,7 @@ class Search:
     def is_running(self) -> bool:
         """Whether a process is searching there now."""
         try:
-            require_free_of(self.path).close()
+            require_free_of(self.path, _WHAT).close()
         except UserError:
             return True
         return False
@@ -163,14 +165,14 @@ class Search:
             Stopped: A signal came; the trials under way have saved what they had.
         """
         check_device(self.config)
-        lock = require_free_of(self.path, patience=_GLANCE)
+        lock = require_free_of(self.path, _WHAT, patience=_GLANCE)
         try:
             self._journal.require_current()
             self._journal.repair()
             if self._changes:
                 self._journal.append(resume=self._changes)
             if self.config.scheduler is None:
-                warm_up()
+                warm_up(PRELOAD)
             optimizer = self._replay()
             with executor(self.config) as pool, Interrupts() as interrupts:
                 _Round(self, self._journal, optimizer, pool, interrupts, watch).run()
@@ -400,10 +402,8 @@ def executor(config: SearchConfig) -> Iterator[tuple[Executor, Any]]:
             finally:
                 cancelled.set()
         return
-    from xnext.search.cluster import connect
-
-    with connect(config.scheduler) as pool:
-        yield pool, cancelled
+    with connect(config.scheduler) as client:
+        yield client.get_executor(pure=False, retries=0), cancelled
 
 
 def write_best(search: Search, path: Path) -> Record:

@@ -5,17 +5,14 @@ import fcntl
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -27,8 +24,9 @@ from torch import nn
 
 from xnext._files import make_folder, write_atomic
 from xnext._timing import deciles, time_calls
+from xnext._workers import die_with_parent, warm_up, without_script
 from xnext.data import Preprocessing
-from xnext.errors import UserError, is_out_of_memory
+from xnext.errors import is_out_of_memory
 from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.kernels import fuse
 from xnext.models._registry import create_variant
@@ -45,12 +43,14 @@ STATUSES = (SUCCESS, REJECTED, *FAILURES)
 SIZES = ("latency_ms", "macs", "params")
 """What is known of a network before it is trained."""
 
+PRELOAD = ("xnext.search._preload",)
+"""What the processes of trials have imported when they start."""
+
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _LOOK = 0.1  # seconds between two looks at a process
 _MOST_SPREAD = 0.05  # of the latency: half of what lies between its deciles, to its median
 _MOST_ROUNDS = 10
 _CALLS = 20  # of the network in a round
-_STARTING = threading.Lock()
 
 # What all trials share; the rest is the search's.
 TRAINING: Mapping[str, Any] = {
@@ -139,31 +139,6 @@ class TrialLost(Exception):  # noqa: N818 - the trial is to be asked again
     """The process of a trial ended without a word: it was killed, or died of a signal."""
 
 
-def warm_up() -> Any:
-    """Start what trials are forked from, which takes seconds; return it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["xnext.search._preload"])
-    with _no_script():
-        forkserver.ensure_running()
-    return context
-
-
-@contextlib.contextmanager
-def _no_script() -> Iterator[None]:
-    """Let a process that is started not run the user's script again, of which a trial needs nothing.
-
-    `multiprocessing` would do so in each of them: it takes time, and one without a main guard would search
-    in its trials.
-    """
-    with _STARTING:
-        script = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = script
-
-
 def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome:
     """Run a trial in a process of its own, end it where it takes too much, and say how it went.
 
@@ -179,10 +154,10 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
         _claim(trial)
         if (outcome := _read(trial)) is not None:  # its search was killed before it could note that
             return outcome
-    context = warm_up()
+    context = warm_up(PRELOAD)
     process = context.Process(target=_run, args=(trial,), name=f"trial {trial.number}")
     started = time.monotonic()
-    with _no_script():
+    with without_script():
         process.start()
     try:
         end = _watch(process, trial, started, cancelled)
@@ -267,7 +242,7 @@ def _read(trial: Trial) -> Outcome | None:
 
 def _run(trial: Trial) -> None:
     """Do a trial, as the process of its own; print into its log."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     if trial.device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(trial.device)
     started = time.monotonic()
@@ -367,14 +342,6 @@ def _read_sizes(folder: Path) -> dict[str, float]:
         return {}
 
 
-def _die_with_parent() -> None:
-    """End this process once the search is no more; its training goes on from the last saved epoch."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Send all that is printed, by libraries too, to the end of a file."""
@@ -392,26 +359,3 @@ def _locked(folder: Path) -> Iterator[None]:
     with folder.with_name(f".{folder.name}.lock").open("w") as stream:  # beside it, since it may be moved
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def require_free_of(folder: Path, patience: float = 0.0) -> Any:
-    """Take the lock of a search's folder for as long as what is returned lives.
-
-    Args:
-        folder: Of the search.
-        patience: Seconds to wait for one who has it.
-
-    Raises:
-        UserError: Another process has it.
-    """
-    stream = (folder / ".lock").open("w")
-    until = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return stream
-        except OSError as error:
-            if time.monotonic() > until:
-                stream.close()
-                raise UserError(f"{folder}: a search is running there; wait for it, or stop it") from error
-        time.sleep(_LOOK)

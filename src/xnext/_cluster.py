@@ -1,18 +1,21 @@
-"""Trials on the workers of a Dask cluster, which see the folder of the search under the same path."""
+"""Work on a Dask cluster, whose workers see files under the same paths as this process."""
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from xnext.errors import UserError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _PATIENCE = "10s"
 
 
 @contextmanager
-def connect(address: str) -> Iterator[Executor]:
-    """Yield the executor of a cluster.
+def connect(address: str) -> "Iterator[Client]":
+    """Yield the client of a cluster.
 
     Args:
         address: Of its scheduler, `tcp://HOST:PORT`.
@@ -24,7 +27,8 @@ def connect(address: str) -> Iterator[Executor]:
         from distributed import Client
     except ImportError as error:
         raise UserError("--scheduler needs Dask: pip install 'xnext[search]'") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it meets comes as exceptions
+    for logger in ("distributed", "distributed.client"):  # what they meet comes as exceptions
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
@@ -34,4 +38,4 @@ def connect(address: str) -> Iterator[Executor]:
             raise UserError(
                 f"--scheduler {address}: it has no workers; start some with `dask worker {address}`"
             )
-        yield client.get_executor(pure=False, retries=0)
+        yield client

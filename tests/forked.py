@@ -4,14 +4,15 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
+from xnext._workers import warm_up, without_script
 from xnext.cli import main
-from xnext.search.trial import _no_script, warm_up
+from xnext.search.trial import PRELOAD
 
 
 def begin(words: list[str]) -> BaseProcess:
     """Begin a command, with one thread for each trial, as there is in a test."""
-    process = warm_up().Process(target=_run, args=(words,))
-    with _no_script():
+    process = warm_up(PRELOAD).Process(target=_run, args=(words,))
+    with without_script():
         process.start()
     return process
 

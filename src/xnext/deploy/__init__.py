@@ -1,0 +1,1 @@
+"""Using trained networks: on any number of images."""
