@@ -147,8 +147,8 @@ def test_every_field_of_the_config_is_an_option(capsys, trained, tmp_path):
         else:
             words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     main(capsys, "train", *words)
-    assert trained[0].to_dict() == values | {"decoder": None}
-    main(capsys, "train", "--model=a", "--data=b", "--output=c", "--decoder=fpn")
+    assert trained[0].to_dict() == values
+    main(capsys, "segment", "train", "--encoder=a", "--data=b", "--output=c", "--decoder=fpn")
     assert trained[1].decoder == "fpn"  # with which many of the others do not go
 
 

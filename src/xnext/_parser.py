@@ -57,6 +57,7 @@ class Parser(ArgumentParser):
         without: Sequence[str] = (),
         metavars: Mapping[str, str] = types.MappingProxyType({}),
         *,
+        names: Mapping[str, str] = types.MappingProxyType({}),
         given: bool = False,
     ) -> None:
         """Add an option for every field of a dataclass, explained by the ``Attributes`` of its docstring.
@@ -65,6 +66,7 @@ class Parser(ArgumentParser):
             config: The dataclass.
             without: Fields that get none.
             metavars: What stands for the value of a field in the help, where its type does not say enough.
+            names: How the option of a field is called, where not as the field.
             given: Whether the result holds only what was given, not the defaults.
         """
         texts = {doc.arg_name: doc.description for doc in docstring_parser.parse(config.__doc__ or "").params}
@@ -87,7 +89,8 @@ class Parser(ArgumentParser):
                 if default["default"] is not None:
                     text = f"{text} (default: {default['default']})"
                 default["default"] = SUPPRESS
-            self.add_argument("--" + field.name.replace("_", "-"), help=text, **default)
+            name = names.get(field.name, field.name).replace("_", "-")
+            self.add_argument(f"--{name}", dest=field.name, help=text, **default)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the complaint as one line that names the option and, for a misspelt one, the nearest."""
@@ -104,6 +107,8 @@ class Parser(ArgumentParser):
         if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             choices = re.findall(r"[\w-]+", match[2])
             return f"unknown command {match[1]!r}.{suggest(match[1], choices) or f' Choose from {match[2]}.'}"
+        if match := re.search(r'expected "[\w.]*verb" to be one of {(.*?)}', message):
+            return f"a command is missing; choose from {match[1].replace(',', ', ')}"
         if match := re.search(r"arguments are required: (.*)", message):
             keys = match[1].split(", ")
             missing = [self._as_typed(key) for key in keys]
@@ -115,9 +120,10 @@ class Parser(ArgumentParser):
 
     def _find(self, key: str) -> "tuple[Parser, Action | None]":
         """Return the parser and the argument of a key; `train.lr` is `lr` of the verb `train`."""
-        verb, _, name = key.rpartition(".")
-        parser = self._verbs.get(verb, self)
-        return parser, next((action for action in parser._actions if action.dest == name), None)
+        verb, _, rest = key.partition(".")
+        if rest and verb in self._verbs:
+            return self._verbs[verb]._find(rest)
+        return self, next((action for action in self._actions if action.dest == key), None)
 
     def _as_typed(self, key: str) -> str:
         """Return the option, or the placeholder of a positional argument, that a key stands for."""
@@ -140,13 +146,17 @@ class ConfigFile(ActionConfigFile):
         """Return the file that the value of an option stands for."""
         return Path(value)
 
+    def explain(self, key: str) -> str:
+        """Return what there is to say of a key that is no option, as a sentence after a blank."""
+        return ""
+
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         path = self.find(option_string, values)
         known = [action.dest for action in parser._actions if action.dest not in ("help", self.dest)]
         content = read_yaml(path)
         for key in content:
             if key not in known:
-                hint = suggest(str(key), known) or f" Known are {', '.join(known)}."
+                hint = self.explain(str(key)) or suggest(str(key), known) or f" Known are {', '.join(known)}."
                 raise UserError(f"{path}: unknown key {key!r}.{hint}")
         try:
             super().__call__(parser, cfg, json.dumps(content, default=str), option_string)
@@ -157,20 +167,21 @@ class ConfigFile(ActionConfigFile):
 def config_first(words: Sequence[str]) -> list[str]:
     """Move `--recipe NAME` and then `--config FILE` to the front of a verb's words: flags win over both.
 
-    A run that `train` resumes brings its own file, before both.
+    A run that `train` or `segment train` resumes brings its own file, before both.
     """
-    resume = "--resume" if words[:1] == ["train"] else None
+    verb = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    resume = "--resume" if verb[:1] == ["train"] or verb[:2] == ["segment", "train"] else None
     rest: list[str] = []
     own: list[str] = []
     first: dict[str, list[str]] = {"--recipe": [], "--config": []}
-    remaining = iter(words)
+    remaining = iter(words[len(verb) :])
     for word in remaining:
         option, equals, value = word.partition("=")
         group = [word] if equals else [word, *itertools.islice(remaining, option in (*first, resume))]
         if option == resume and len(value or group[-1]) and (equals or len(group) == 2):
             own += ["--config", str(Path(value or group[-1]) / "config.yaml")]
         first.get(option, rest).extend(group)
-    return [*rest[:1], *own, *first["--recipe"], *first["--config"], *rest[1:]]
+    return [*verb, *own, *first["--recipe"], *first["--config"], *rest]
 
 
 def _metavar(hint: Any) -> str:

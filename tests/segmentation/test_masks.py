@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from xnext.errors import UserError
-from xnext.segmentation.data import IGNORE, check_masks, decode_mask, load_masks
+from xnext.segmentation.check import check_masks
+from xnext.segmentation.data import IGNORE, decode_mask, load_masks
 
 
 def save(path, values, mode=None):
@@ -131,7 +132,7 @@ def test_what_is_wrong_is_told_by_name(copy, change, told):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(UserError, match="no such folder; give one with images/, masks/"):
+    with pytest.raises(UserError, match="no such folder; --data takes a folder with images/ and masks/"):
         load_masks(str(tmp_path / "nowhere"))
 
 
@@ -142,5 +143,5 @@ def test_what_cannot_be_read_is_reported_and_left_out(copy):
     report = check_masks(load_masks(str(copy)))
     told = {name[-8:]: reason for name, reason in report.unreadable.items()}
     assert set(told) == {"0000.png", "0002.png", "0005.png"}
-    assert "mode RGB" in told["0000.png"] and "cannot be read as a mask" in told["0002.png"]
+    assert "mode RGB" in told["0000.png"] and "is no image" in told["0002.png"]
     assert report.images["train"].tolist() == [9, 9]

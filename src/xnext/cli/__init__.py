@@ -24,10 +24,11 @@ from xnext.cli import (
     recipes,
     report,
     search,
+    segment,
     tables,
     train,
 )
-from xnext.cli._common import fail
+from xnext.cli._common import add_verbs, fail
 from xnext.errors import UserError
 from xnext.training.interrupts import Stopped
 
@@ -43,6 +44,7 @@ _VERBS = {
     "cam": cam.VERB,
     "errors": errors.VERB,
     "demo": demo.VERB,
+    "segment": segment.VERB,
     "recipes": recipes.VERB,
     "models": models.VERB,
     "benchmark": benchmark.VERB,
@@ -100,12 +102,7 @@ def _parser() -> Parser:
         epilog="Start with: xnext train --help",
         version=__version__,
     )
-    verbs = {}
-    for name, verb in _VERBS.items():
-        examples = "\n".join(f"  {line}" for line in verb.examples)
-        verbs[name] = Parser(description=verb.summary, epilog=f"examples:\n{examples}")
-        verb.options(verbs[name])
-    parser.add_verbs(verbs)
+    add_verbs(parser, _VERBS)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,17 @@ class Verb(NamedTuple):
     options: Callable[[Parser], None]
     run: Callable[[Namespace], int]
     examples: tuple[str, ...]
+
+
+def add_verbs(parser: Parser, verbs: Mapping[str, Verb]) -> None:
+    """Add a command for each verb."""
+    parsers = {}
+    for name, verb in verbs.items():
+        examples = "\n".join(f"  {line}" for line in verb.examples)
+        parsers[name] = Parser(description=verb.summary, epilog=f"examples:\n{examples}")
+    parser.add_verbs(parsers)
+    for name, verb in verbs.items():  # last, since a verb may have verbs of its own
+        verb.options(parsers[name])
 
 
 def fail(message: str) -> int:

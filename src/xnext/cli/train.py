@@ -1,6 +1,8 @@
-"""`xnext train`: a network from labelled images."""
+"""`xnext train`: a network from labelled images; the same for `xnext segment train`."""
 
 import dataclasses
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,23 @@ from xnext.cli._common import Verb
 from xnext.errors import UserError
 from xnext.evaluation.accuracy import METRICS
 from xnext.training import Run, TrainConfig, train
+from xnext.training.config import OF_CLASSIFIERS, OF_SEGMENTATION
 from xnext.training.recipes import find_recipe
 
 
-def _train_options(parser: Parser) -> None:
+def add_training_options(
+    parser: Parser, without: Sequence[str], names: Mapping[str, str] = types.MappingProxyType({})
+) -> None:
+    """Add the options of a training.
+
+    Args:
+        parser: Of the verb.
+        without: Fields of the config that it is without.
+        names: How the option of a field is called, where not as the field.
+    """
     metavars = {"data": "SPEC", "output": "RUN", "checkpoint": "FILE", "lr": "RATE", "opt_betas": "LIST"}
     times = {"warmup": "TIME", "decay_every": "TIME", "save_every": "TIME"}
-    parser.add_options(TrainConfig, metavars=metavars | times)
+    parser.add_options(TrainConfig, without, metavars | times, names=names)
     parser.add_argument(
         "--config", "--recipe", action=_Options, metavar="FILE|NAME",
         help="YAML file of these options (a run's config.yaml is one), or the name of a recipe that "
@@ -41,9 +53,15 @@ class _Options(ConfigFile):
     def find(self, option: str | None, value: str) -> Path:
         return find_recipe(value).path if option == "--recipe" else Path(value)
 
+    def explain(self, key: str) -> str:
+        kinds = {"xnext segment train": OF_SEGMENTATION, "xnext train": OF_CLASSIFIERS}
+        return next((f" It is one of `{verb}`." for verb, fields in kinds.items() if key in fields), "")
 
-def _train(arguments: Namespace) -> int:
-    values = {field.name: arguments[field.name] for field in dataclasses.fields(TrainConfig)}
+
+def run_training(arguments: Namespace) -> int:
+    """Train as told, and say what came of it and what to do next."""
+    known = (field.name for field in dataclasses.fields(TrainConfig))
+    values = {name: arguments[name] for name in known if name in arguments}
     if arguments.model.endswith((".yaml", ".yml")):
         values |= _read_network(Path(arguments.model), values["model_args"])
     config = TrainConfig(**values)
@@ -60,8 +78,13 @@ def _train(arguments: Namespace) -> int:
         run, name = config.output, next(name for name in METRICS if f"best_val_{name}" in summary)
         best = f"{summary[f'best_val_{name}']:.2f} % {METRICS[name]}"
         print(f"best: {best}, after epoch {summary['best_epoch']}; all is in {run}")
-        print(f"next: xnext evaluate {run}, or xnext predict IMAGE --checkpoint {run}")
+        xnext = config.command.removesuffix(" train")
+        print(f"next: {xnext} evaluate {run}, or {xnext} predict IMAGE --checkpoint {run}")
     return 0
+
+
+def _options(parser: Parser) -> None:
+    add_training_options(parser, without=OF_SEGMENTATION)
 
 
 def _read_network(path: Path, model_args: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +96,7 @@ def _read_network(path: Path, model_args: dict[str, Any]) -> dict[str, Any]:
 
 
 VERB = Verb(
-    "Train a network on labelled images and leave a run directory.", _train_options, _train,
+    "Train a network on labelled images and leave a run directory.", _options, run_training,
     (
         "xnext train --model nexception_debug --data digits --output runs/digits",
         "xnext train --config runs/digits/config.yaml --lr 1e-3 --output runs/digits-lr1e-3",

@@ -2,10 +2,10 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,6 +19,8 @@ _FORMATS = (
     "JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "MPO", "PPM", "TIFF", "TGA",
 )  # fmt: skip
 _YCBCR = 6  # in a TIFF's header
+
+T = TypeVar("T")
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels (256 MiB as RGB): a small file may claim to hold far more."""
@@ -55,7 +57,7 @@ def decode_image(source: Path | bytes, name: str | None = None, max_pixels: int 
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     content = read_image(source, name) if isinstance(source, Path) else source
-    return _decode_stream(io.BytesIO(content), name, max_pixels)
+    return decode_by(lambda image: _to_rgb(_upright(image)), content, name, max_pixels)
 
 
 def read_image(path: Path, name: str | None = None, start: int = 0, size: int = -1) -> bytes:
@@ -82,19 +84,27 @@ def read_image(path: Path, name: str | None = None, start: int = 0, size: int = 
         raise BadImageError(name, f"cannot be opened ({reason})") from error
 
 
-def _decode_stream(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
-    if not stream.read(1):
+def decode_by(
+    convert: Callable[[Image.Image], T], content: bytes, name: str, max_pixels: int = MAX_PIXELS
+) -> T:
+    """Return what ``convert`` makes of a picture that was read from the bytes of a file.
+
+    Raises:
+        BadImageError: As ``decode_image``, or as ``convert``.
+    """
+    if not content:
         raise BadImageError(name, "the file is empty")
-    stream.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow grumbles about is either readable or refused below
         try:
-            with Image.open(stream, formats=_readers()) as image:
+            with Image.open(io.BytesIO(content), formats=_readers()) as image:
                 if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError
                 _mend_ycbcr(image)
                 image.load()
-                return _to_rgb(_upright(image))
+                return convert(image)
+        except BadImageError:
+            raise
         except UnidentifiedImageError as error:
             raise BadImageError(name, "is no image, or is damaged at its start") from error
         except Image.DecompressionBombError as error:

@@ -23,6 +23,7 @@ from xnext.data._sources import (
 )
 from xnext.errors import UserError, shorten, suggest
 
+_OF_MASKS = ("mask", "annotation", "label", "segment")  # what the name of a column of masks has in it
 _VAL_SPLITS = ("validation", "val", "valid", "dev", "test")
 
 
@@ -38,12 +39,7 @@ def load_hub(spec: str, target: str, options: dict[str, str], seed: int) -> Imag
     Raises:
         UserError: The dataset cannot be reached or read, or its columns are not plain.
     """
-
-    def choose(splits: list[str]) -> list[str]:
-        val = options.get("val") or next((name for name in _VAL_SPLITS if name in splits), None)
-        return [options.get("train", "train"), *([val] if val else [])]
-
-    parts = [rows for _, rows in _load_parts(spec, target, options.get("config"), choose)]
+    parts = _load_two(spec, target, options)
     image = _image_column(spec, parts[0].features, options.get("image"))
     label, several = _label_column(spec, parts[0].features, options)
     classes, labels = _read_labels(spec, parts, label, several)
@@ -52,6 +48,58 @@ def load_hub(spec: str, target: str, options: dict[str, str], seed: int) -> Imag
         for rows, part_labels, name in zip(parts, labels, ("train", "val"), strict=False)
     ]
     return join_parts(spec, classes, sources, seed)
+
+
+def load_hub_pairs(spec: str, target: str, options: dict[str, str]) -> list[tuple[ImageSource, ImageSource]]:
+    """Load the images and the masks of ``hf:TARGET``.
+
+    Args:
+        spec: The whole spec, for errors.
+        target: A local folder, or a dataset's name on the hub.
+        options: Any of ``train``, ``val``, ``image``, ``mask`` and ``config``.
+
+    Returns:
+        For each part, images and masks: to train on and, unless the dataset has no such split, held out.
+
+    Raises:
+        UserError: The dataset cannot be reached or read, or its columns are not plain.
+    """
+    import datasets
+
+    parts = _load_two(spec, target, options)
+    columns = list(parts[0].features)
+    pictures = [name for name in columns if isinstance(parts[0].features[name], datasets.Image)]
+    masks = [name for name in pictures if any(part in name.lower() for part in _OF_MASKS)]
+    mask = choose_column(spec, "mask", options.get("mask"), masks, columns)
+    rest = [name for name in pictures if name not in (mask, *masks)]
+    image = choose_column(spec, "image", options.get("image"), rest, columns)
+    pairs: list[tuple[ImageSource, ImageSource]] = []
+    for rows, name in zip(parts, ("train", "val"), strict=False):
+        if missing := [column for column in (image, mask) if column not in rows.features]:
+            raise _missing_in_part(spec, missing[0])
+        # Each with its column alone, since a row is read as a whole.
+        one, other = (
+            HubSource(
+                _undecoded(spec, rows, column).select_columns([column]), column, unlabelled(len(rows)), name
+            )
+            for column in (image, mask)
+        )
+        pairs.append((one, other))
+    return pairs
+
+
+def _load_two(spec: str, target: str, options: dict[str, str]) -> list[Any]:
+    """Return the rows to train on and, unless the dataset has no such split, those held out."""
+
+    def choose(splits: list[str]) -> list[str]:
+        val = options.get("val") or next((name for name in _VAL_SPLITS if name in splits), None)
+        return [options.get("train", "train"), *([val] if val else [])]
+
+    return [rows for _, rows in _load_parts(spec, target, options.get("config"), choose)]
+
+
+def _missing_in_part(spec: str, column: str) -> UserError:
+    return UserError(f"{spec}: the held-out part has no column {column!r}; choose another with ?val=SPLIT")
 
 
 def hub_pictures(spec: str, target: str, options: dict[str, str]) -> ImageSource:
@@ -200,9 +248,7 @@ def _read_labels(
     """Return the class names and, for each part, the class or the classes of each row."""
     for rows in parts:
         if column not in rows.features:
-            raise UserError(
-                f"{spec}: the held-out part has no column {column!r}; choose another with ?val=SPLIT"
-            )
+            raise _missing_in_part(spec, column)
     values = [rows[column][:] for rows in parts]
     if any(None in part or (several and any(None in row for row in part)) for part in values):
         raise UserError(

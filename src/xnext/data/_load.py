@@ -110,7 +110,7 @@ def absolute_spec(spec: str) -> str:
     if spec == "digits":
         return spec
     kind = _find_kind(spec)
-    return kind.absolute_spec(spec) if kind else _absolute_folder(spec)
+    return kind.absolute_spec(spec) if kind else absolute_folder(spec)
 
 
 def load_pictures(specs: Sequence[str]) -> ImageSource:
@@ -136,21 +136,21 @@ def _find_pictures(spec: str) -> ImageSource:
         if kind:
             spec = kind.absolute_spec(spec)
             return kind.load(spec, *kind.parse(spec))
-        files = find_images([Path(_absolute_path(spec))])
+        files = find_images([Path(absolute_path(spec))])
         return FileSource(files, unlabelled(len(files)))
     except OSError as error:
         raise UserError(f"{spec}: cannot be read ({error.strerror or error})") from error
 
 
-def _absolute_path(text: str) -> str:
+def absolute_path(text: str) -> str:
     """Return the absolute form of a path, without following a link that a file or folder itself may be."""
     path = user_path(text)
     return str(path.parent.resolve() / path.name)
 
 
-def _absolute_folder(text: str) -> str:
+def absolute_folder(text: str) -> str:
     """Return the absolute form of a folder's path, and anything else as it is."""
-    return _absolute_path(text) if user_path(text).is_dir() else text
+    return absolute_path(text) if user_path(text).is_dir() else text
 
 
 def _load_digits() -> ImageData:
@@ -234,7 +234,7 @@ def _load_torch(spec: str, name: str, options: dict[str, str], _seed: int) -> Im
 
 
 @dataclass(frozen=True)
-class _Kind:
+class SpecKind:
     """A kind of spec that takes options.
 
     Attributes:
@@ -280,30 +280,30 @@ class _Kind:
 
 
 _KINDS = (
-    _Kind("hf:", load_hub, ("train", "val", "image", "label", "labels", "config"), {"": _absolute_folder}),
-    _Kind(
+    SpecKind("hf:", load_hub, ("train", "val", "image", "label", "labels", "config"), {"": absolute_folder}),
+    SpecKind(
         "wds:",
         load_shards,
         ("val", "classes"),
-        {"": absolute_pattern, "val": absolute_pattern, "classes": _absolute_path},
+        {"": absolute_pattern, "val": absolute_pattern, "classes": absolute_path},
     ),
-    _Kind("torch/", _load_torch, ("root", "download"), {"root": _absolute_path}),
-    _Kind("packed:", load_packed, (), {"": _absolute_path}),
-    _Kind(
+    SpecKind("torch/", _load_torch, ("root", "download"), {"root": absolute_path}),
+    SpecKind("packed:", load_packed, (), {"": absolute_path}),
+    SpecKind(
         "",
         load_table,
         ("image", "label", "labels", "separator", "val", "split"),
-        {"": _absolute_path, "val": _absolute_path},
+        {"": absolute_path, "val": absolute_path},
     ),
 )
 _PICTURES = (
-    _Kind("hf:", hub_pictures, ("split", "image", "config"), {"": _absolute_folder}),
-    _Kind("wds:", shard_pictures, (), {"": absolute_pattern}),
-    _Kind("", table_pictures, ("image",), {"": _absolute_path}),
+    SpecKind("hf:", hub_pictures, ("split", "image", "config"), {"": absolute_folder}),
+    SpecKind("wds:", shard_pictures, (), {"": absolute_pattern}),
+    SpecKind("", table_pictures, ("image",), {"": absolute_path}),
 )
 
 
-def _find_kind(spec: str, kinds: Iterable[_Kind] = _KINDS) -> _Kind | None:
+def _find_kind(spec: str, kinds: Iterable[SpecKind] = _KINDS) -> SpecKind | None:
     """Return the kind of a spec; none for a folder, which takes no options."""
     is_table = Path(spec.partition("?")[0]).suffix.lower() in TABLES
     return next((k for k in kinds if (spec.startswith(k.prefix) if k.prefix else is_table)), None)

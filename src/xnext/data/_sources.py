@@ -55,7 +55,7 @@ class ImageSource(ABC):
 
     def part(self, begin: int, end: int) -> "ImageSource":
         """Return the pictures from ``begin`` to before ``end``, with no more than reading them takes."""
-        return _SubsetSource(self, np.arange(begin, end))
+        return SubsetSource(self, np.arange(begin, end))
 
     def fingerprint(self) -> str:
         """Return what differs where pictures were added, removed, renamed or put in another order."""
@@ -156,7 +156,7 @@ class HubSource(ImageSource):
         return digest([self._name, str(self._first), self._rows._fingerprint])
 
 
-class _SubsetSource(ImageSource):
+class SubsetSource(ImageSource):
     """Some pictures of another source."""
 
     def __init__(self, source: ImageSource, indices: np.ndarray):
@@ -165,12 +165,15 @@ class _SubsetSource(ImageSource):
         self.labels = source.labels[indices]
 
     def name(self, index: int) -> str:
+        """Return what a user finds picture ``index`` by."""
         return self._source.name(int(self._indices[index]))
 
     def content(self, index: int) -> bytes:
+        """Return the bytes of picture ``index``."""
         return self._source.content(int(self._indices[index]))
 
     def read(self, index: int) -> Image.Image:
+        """Return picture ``index`` as RGB."""
         return self._source.read(int(self._indices[index]))
 
 
@@ -355,7 +358,7 @@ def hold_out(
         train, val = stratified_split(source.labels, classes, seed)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    return ImageData(name, classes, _SubsetSource(source, train), _SubsetSource(source, val), mirror)
+    return ImageData(name, classes, SubsetSource(source, train), SubsetSource(source, val), mirror)
 
 
 def check_same_classes(

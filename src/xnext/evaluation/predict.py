@@ -112,6 +112,11 @@ def weights_file(checkpoint: Path) -> Path:
     return checkpoint
 
 
+def choose_device() -> torch.device:
+    """Return the accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classifier:
     """Load a trained network onto the accelerator if there is one, else the CPU.
 
@@ -130,7 +135,10 @@ def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classi
         extra = metadata.get("extra", {})
         training, multilabel = extra.get("train_config", {}), bool(extra.get("multilabel"))
         if decoder := training.get("decoder"):
-            raise UserError(f"{checkpoint} is a segmentation network ({name} with {decoder}), no classifier")
+            raise UserError(
+                f"{checkpoint} is a segmentation network ({name} with {decoder}), no classifier; use"
+                " `xnext segment evaluate` or `xnext segment predict`"
+            )
         if model not in (None, name):
             raise UserError(f"{path} holds the network {name}, not {model}; leave --model out")
         classes = tuple(metadata["classes"])
@@ -149,7 +157,7 @@ def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classi
         raise UserError(
             f"{path} does not say which network it belongs to; add --model NAME (see `xnext models`)"
         )
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = choose_device()
     return Classifier(
         model=network.to(device).eval(),
         name=name,

@@ -35,13 +35,13 @@ class MaskDataset(ImageDataset):
 
     def _load(self, index: int) -> tuple[Tensor, Any] | None:
         try:
-            image, mask = self.source.read(index), torch.from_numpy(self.source.mask(index))
-            if image.size != (mask.shape[1], mask.shape[0]):
-                raise BadImageError(self.source.mask_name(index), "has another size than its image")
+            picture, places = self.source.pair(index)
         except BadImageError as error:
             self.bad_images[index] = error.reason
             return None
-        image, mask = self.change(tv_tensors.Image(image), tv_tensors.Mask(mask.to(torch.uint8)))
+        image, mask = self.change(
+            tv_tensors.Image(picture), tv_tensors.Mask(torch.from_numpy(places).to(torch.uint8))
+        )
         return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
 
     def _blank(self, index: int) -> tuple[Tensor, Any]:
@@ -81,9 +81,19 @@ def build_train_masks(pre: Preprocessing, augment: str, mirror: bool) -> v2.Tran
     return v2.Compose([*steps, *_normalise(pre)])
 
 
-def build_eval_masks(pre: Preprocessing) -> v2.Transform:
-    """Return the transform of evaluation: the short side becomes ``image_size``; the mask stays as it is."""
-    return v2.Compose([_ResizeImage(pre.image_size), *_normalise(pre)])
+def build_eval_masks(pre: Preprocessing, scale: float = 1.0) -> v2.Transform:
+    """Return the transform of evaluation; the mask stays as it is.
+
+    Args:
+        pre: Size and normalisation.
+        scale: The short side becomes so many times ``image_size``.
+    """
+    return v2.Compose([_ResizeImage(max(1, round(scale * pre.image_size))), *_normalise(pre)])
+
+
+def build_own_size(pre: Preprocessing) -> v2.Transform:
+    """Return the transform of an image that keeps its size."""
+    return v2.Compose(_normalise(pre))
 
 
 class _ResizeImage(v2.Transform):

@@ -1,30 +1,36 @@
-"""Images with a mask each: where they come from, and what is odd about them before a training is."""
+"""Images with a mask each: where they come from."""
 
-import io
+import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from xnext.data import BadImageError, FileSource, ImageSource, user_path
-from xnext.data._decode import images_below
-from xnext.data._sources import VAL_SHARE
+from xnext.data import BadImageError, FileSource, ImageSource, unlabelled, user_path
+from xnext.data._decode import decode_by, images_below
+from xnext.data._hub import load_hub_pairs
+from xnext.data._load import SpecKind, absolute_folder, absolute_path
+from xnext.data._sources import VAL_SHARE, SubsetSource
 from xnext.errors import UserError, shorten
 
 IGNORE = 255
 """What a place of a mask has that is no class and does not count."""
 
-_CLASSES = "classes.txt"
+CLASSES_FILE = "classes.txt"
+"""In a folder, the names of the classes, one a line."""
+
+MASK_SPECS = "a folder with images/ and masks/, or hf:NAME_OR_FOLDER"
+
 _ADE20K = "objectInfo150.txt"  # the list of classes in the folder that ADE20K's zip makes
 _MASK_FOLDERS = ("annotations", "masks")
 _TRAIN_FOLDERS = ("training", "train")
 _VAL_FOLDERS = ("validation", "val")
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+
+Pairs = tuple[ImageSource, ImageSource]
 
 
 class MaskSource(ImageSource):
@@ -64,6 +70,17 @@ class MaskSource(ImageSource):
         ignored = (values == IGNORE) | ((values >= 0) & (values < self._first))
         return np.where(ignored, IGNORE, values - self._first)
 
+    def pair(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """Return picture ``index`` as RGB, and its mask.
+
+        Raises:
+            BadImageError: One of them cannot be read, or they have different sizes.
+        """
+        image, mask = self.read(index), self.mask(index)
+        if image.size != mask.shape[::-1]:
+            raise BadImageError(self.mask_name(index), "has another size than its image")
+        return image, mask
+
 
 def decode_mask(content: bytes, name: str) -> np.ndarray:
     """Return the values of a mask, int64 [H, W]: numbers of a grey picture, places of a palette.
@@ -71,16 +88,13 @@ def decode_mask(content: bytes, name: str) -> np.ndarray:
     Raises:
         BadImageError: It cannot be read, or is a colour picture.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            mode = image.mode
-            values = np.asarray(image) if mode in _MASK_MODES else None
-    except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise BadImageError(name, f"cannot be read as a mask ({reason})") from error
-    if values is None:
-        raise BadImageError(name, f"is a picture of mode {mode}, and a mask has one number a place")
-    return values.astype(np.int64)
+
+    def values(image: Image.Image) -> np.ndarray:
+        if image.mode not in _MASK_MODES:
+            raise BadImageError(name, f"is a picture of mode {image.mode}, and a mask has one number a place")
+        return np.asarray(image).astype(np.int64)
+
+    return decode_by(values, content, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,78 +119,148 @@ class MaskData:
 
 
 def load_masks(spec: str, seed: int = 0) -> MaskData:
-    """Load images and masks from a folder.
+    """Load the images and masks that a spec names.
 
-    It has ``images/`` and ``annotations/`` or ``masks/``, with the same files in both but for their endings;
-    in each ``training/`` or ``train/`` and ``validation/`` or ``val/``, or else ``seed`` holds out a fifth.
-    The classes stand in ``classes.txt``, one a line, the first of value 0. The folder of ADE20K's zip is
-    taken as it is: its list of classes begins with value 1, and 0 is ignored.
+    A folder has ``images/`` and ``annotations/`` or ``masks/``, with the same files in both but for their
+    endings; in each ``training/`` or ``train/`` and ``validation/`` or ``val/``, or else ``seed`` holds out
+    a fifth. The classes stand in ``classes.txt``, one a line, the first of value 0. The folder of ADE20K's
+    zip is taken as it is: its list of classes begins with value 1, and 0 is ignored.
+
+    ``hf:NAME_OR_FOLDER`` is a Hugging Face dataset with a column of images and one of masks; its options are
+    ``image`` and ``mask``: the columns, and ``train``, ``val`` and ``config``, as for images with labels.
+
+    Options of both, as ``SPEC?key=value&key=value``, are ``classes``: a file of class names, one a line or a
+    JSON object by number; ``first``: the value of the first class, those below it are ignored.
 
     Args:
-        spec: The folder.
+        spec: The spec.
         seed: Decides what is held out where nothing is.
 
     Raises:
-        UserError: There is no such folder, or not one mask for each image.
+        UserError: There are no such images, or not one mask for each.
     """
-    root = user_path(spec)
+    kind = _find_kind(spec)
+    target, options = kind.parse(spec)
+    try:
+        return kind.load(spec, target, options, seed)
+    except OSError as error:
+        raise UserError(f"{spec}: cannot be read ({error.strerror or error})") from error
+
+
+def absolute_mask_spec(spec: str) -> str:
+    """Return a spec that names the same images and masks from any working folder.
+
+    Raises:
+        UserError: It is no spec.
+    """
+    return _find_kind(spec).absolute_spec(spec)
+
+
+def _load_folder(spec: str, target: str, options: dict[str, str], seed: int) -> MaskData:
+    root = user_path(target)
     if not root.is_dir():
-        raise UserError(f"{spec}: no such folder; give one with images/, masks/ and {_CLASSES}")
+        raise UserError(f"{spec}: no such folder; --data takes {MASK_SPECS}")
     images, masks = root / "images", _only(root, _MASK_FOLDERS)
     if masks is None or not images.is_dir():
         raise UserError(f"{spec}: has no images/ with {' or '.join(f'{name}/' for name in _MASK_FOLDERS)}")
-    classes, first = _read_classes(root)
     train, val = _only(images, _TRAIN_FOLDERS), _only(images, _VAL_FOLDERS)
     if alone := (train or val) if train is None or val is None else None:
         raise UserError(f"{images}: has {alone.name}/ alone; put train/ and val/ there, or neither")
     if train is None or val is None:
-        pairs = _pair(images, masks)
-        order = np.random.default_rng(seed).permutation(len(pairs))
-        held_out = set(order[: max(1, round(VAL_SHARE * len(pairs)))].tolist())
-        parts = [
-            [pair for place, pair in enumerate(pairs) if (place in held_out) == held]
-            for held in (False, True)
-        ]
+        parts = [_pair(images, masks)]
     else:
         parts = [_pair(part, masks / part.name) for part in (train, val)]
-    for part, pairs in zip(("training", "held-out"), parts, strict=True):
-        if not pairs:
-            raise UserError(f"{spec}: no {part} images")
-    learnt, held_out_part = (_source(pairs, first) for pairs in parts)
-    return MaskData(spec, classes, learnt, held_out_part)
+    return _join(spec, parts, *_read_classes(root, options), seed)
 
 
-def _source(pairs: Sequence[tuple[Path, Path]], first: int) -> MaskSource:
-    nothing = np.zeros(len(pairs), dtype=np.int64)
-    images, masks = (FileSource([pair[place] for pair in pairs], nothing) for place in range(2))
-    return MaskSource(images, masks, first)
+def _load_hub(spec: str, target: str, options: dict[str, str], seed: int) -> MaskData:
+    parts = load_hub_pairs(spec, target, options)
+    return _join(spec, parts, *_read_classes(user_path(target), options), seed)
+
+
+_OPTIONS = ("classes", "first")
+_HUB = SpecKind(
+    "hf:", _load_hub, ("train", "val", "image", "mask", "config", *_OPTIONS),
+    {"": absolute_folder, "classes": absolute_path},
+)  # fmt: skip
+_FOLDER = SpecKind("", _load_folder, _OPTIONS, {"": absolute_folder, "classes": absolute_path})
+
+
+def _find_kind(spec: str) -> SpecKind:
+    if not spec.strip():
+        raise UserError(f"the data spec is empty; give {MASK_SPECS}")
+    return _HUB if spec.startswith(_HUB.prefix) else _FOLDER
+
+
+def _join(spec: str, parts: Sequence[Pairs], classes: tuple[str, ...], first: int, seed: int) -> MaskData:
+    """Make a data set of the training part and the held-out part, or of one that ``seed`` splits."""
+    if len(parts) == 1:
+        parts = _hold_out(parts[0], seed)
+    for name, (images, _) in zip(("training", "held-out"), parts, strict=True):
+        if not len(images):
+            raise UserError(f"{spec}: no {name} images")
+    train, val = (MaskSource(*pairs, first) for pairs in parts)
+    return MaskData(spec, classes, train, val)
+
+
+def _hold_out(pairs: Pairs, seed: int) -> list[Pairs]:
+    count = len(pairs[0])
+    order = np.random.default_rng(seed).permutation(count)
+    held_out = max(1, round(VAL_SHARE * count))
+    parts: list[Pairs] = []
+    for places in (np.sort(order[held_out:]), np.sort(order[:held_out])):
+        images, masks = (SubsetSource(source, places) for source in pairs)
+        parts.append((images, masks))
+    return parts
 
 
 def _only(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _read_classes(root: Path) -> tuple[tuple[str, ...], int]:
+def _read_classes(root: Path, options: dict[str, str]) -> tuple[tuple[str, ...], int]:
     """Return the names of the classes, and the value of the first."""
-    path, first = root / _CLASSES, 0
-    if not path.is_file() and (root / _ADE20K).is_file():
-        path, first = root / _ADE20K, 1
+    first, listed = options.get("first", "0"), root / _ADE20K
+    if not first.isdecimal():
+        raise UserError(f"first is {first!r}; it must be a whole number, the value of the first class")
+    if "classes" in options:
+        path = user_path(options["classes"])
+    elif not (root / CLASSES_FILE).is_file() and listed.is_file():
+        path, first = listed, options.get("first", "1")
+    else:
+        path = root / CLASSES_FILE
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}); write a class name a line there") from error
-    if first:  # a table: number, three shares, names
-        lines = [line.split("\t")[-1].strip() for line in lines[1:]]
-    names = tuple(line.strip() for line in lines if line.strip())
+        raise UserError(
+            f"{path}: cannot be read ({reason}); write a class name a line there, or give ?classes=FILE"
+        ) from error
+    names = _read_names(path, text)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not 2 <= len(names) <= IGNORE:
         wrong = f"names {shorten(twice)} twice" if twice else f"names {len(names)} classes"
         raise UserError(f"{path}: {wrong}; it takes 2 to {IGNORE} different ones, a line each")
-    return names, first
+    return names, int(first)
 
 
-def _pair(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+def _read_names(path: Path, text: str) -> tuple[str, ...]:
+    """Return the class names of a list, of an object by number, or of ADE20K's table."""
+    lines = text.splitlines()
+    if path.suffix.lower() == ".json":
+        try:
+            numbered = {int(number): str(name) for number, name in json.loads(text).items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f'{path}: is no JSON object as {{"0": "wall", "1": "sky"}}') from error
+        if sorted(numbered) != list(range(len(numbered))):
+            raise UserError(f"{path}: its numbers are not 0 to {len(numbered) - 1}")
+        lines = [numbered[number] for number in range(len(numbered))]
+    elif path.name == _ADE20K:  # a table: number, three shares, names
+        lines = [line.split("\t")[-1] for line in lines[1:]]
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _pair(images: Path, masks: Path) -> Pairs:
     """Return images with their masks, by their paths without endings."""
     if not masks.is_dir():
         raise UserError(f"{masks}: no such folder; it must have the masks of {images}")
@@ -187,90 +271,5 @@ def _pair(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     alone = [str(pictures[key]) for key in pictures if key not in found]
     if alone:
         raise UserError(f"{masks}: has no mask of {shorten(alone)}; add them, or remove the images")
-    return [(picture, found[key]) for key, picture in pictures.items()]
-
-
-@dataclass(frozen=True)
-class MaskReport:
-    """What the masks of a data set hold.
-
-    Attributes:
-        shares: For each part, the share of its places that each class has, and last what is ignored.
-        images: For each part, in how many masks each class is.
-        unreadable: Names of images or masks that cannot be read, each with the reason.
-    """
-
-    shares: dict[str, np.ndarray]
-    images: dict[str, np.ndarray]
-    unreadable: dict[str, str]
-
-
-def check_masks(
-    data: MaskData, progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda looks, total: looks
-) -> MaskReport:
-    """Look at every mask once.
-
-    Args:
-        data: Images and masks.
-        progress: Passes on what it is given, and may show how much of the total that is.
-
-    Raises:
-        UserError: A mask has values that are no class, or another size than its image; each by name.
-    """
-    count = len(data.classes)
-    parts = {"train": data.train, "val": data.val}
-    places = [(part, index) for part, source in parts.items() for index in range(len(source))]
-    totals = {part: np.zeros(count + 1, dtype=np.int64) for part in parts}
-    images = {part: np.zeros(count, dtype=np.int64) for part in parts}
-    unreadable: dict[str, str] = {}
-    odd, sizes = list[str](), list[str]()
-    with ThreadPoolExecutor() as pool:
-        looks = pool.map(lambda place: _look(parts[place[0]], place[1]), places)
-        for (part, index), look in zip(places, progress(looks, len(places)), strict=True):
-            if isinstance(look, BadImageError):
-                unreadable[look.name] = look.reason
-                continue
-            name = parts[part].mask_name(index)
-            values = dict(zip(look.values.tolist(), look.counts.tolist(), strict=True))
-            ignored = values.pop(IGNORE, 0)
-            if strange := [value for value in values if not 0 <= value < count]:
-                odd.append(f"{name} ({', '.join(map(str, strange[:3]))})")
-            elif look.size != look.mask_size:
-                sizes.append(f"{name} ({_size(look.mask_size)}, its image {_size(look.size)})")
-            else:
-                totals[part][list(values)] += np.array(list(values.values()), dtype=np.int64)
-                totals[part][count] += ignored
-                images[part][list(values)] += 1
-    for found, what in ((odd, f"values that are none of the {count} classes"), (sizes, "another size")):
-        if found:
-            raise UserError(
-                f"{data.name}: {len(found)} masks with {what}: {shorten(found)}; mend or remove them"
-            )
-    for part, total in totals.items():
-        if not total[:count].any():
-            what = {"train": "training", "val": "held-out"}[part]
-            raise UserError(f"{data.name}: no place of any {what} mask has a class")
-    return MaskReport(
-        {part: total / max(1, total.sum()) for part, total in totals.items()}, images, unreadable
-    )
-
-
-class _Look(NamedTuple):
-    """What is kept of a mask: its values, how often each is there, and (width, height) of image and mask."""
-
-    values: np.ndarray
-    counts: np.ndarray
-    size: tuple[int, int]
-    mask_size: tuple[int, int]
-
-
-def _look(source: MaskSource, index: int) -> _Look | BadImageError:
-    try:
-        mask, image = source.mask(index), source.read(index)
-    except BadImageError as error:
-        return error
-    return _Look(*np.unique(mask, return_counts=True), image.size, (mask.shape[1], mask.shape[0]))
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+    nothing = unlabelled(len(pictures))
+    return FileSource(list(pictures.values()), nothing), FileSource([found[k] for k in pictures], nothing)

@@ -58,8 +58,8 @@ class Pyramid(FPNDecoder):
             for layer in block.block:
                 part = layer.block(part)
                 if layer.upsample:
-                    part = _resize(part, [2 * side for side in part.shape[-2:]])
-            parts.append(_resize(part, features[0].shape[-2:]))
+                    part = enlarge(part, [2 * side for side in part.shape[-2:]])
+            parts.append(enlarge(part, features[0].shape[-2:]))
         return self.merge(parts)
 
 
@@ -144,7 +144,7 @@ class Segmenter(nn.Module):
         results = [self.head(self.decoder(list(levels)))]
         if self.auxiliary is not None and self.training:
             results.append(self.auxiliary(levels[-2]))
-        logits = [_resize(one, x.shape[-2:])[..., :height, :width] for one in results]
+        logits = [enlarge(one, x.shape[-2:])[..., :height, :width] for one in results]
         return logits[0] if len(logits) == 1 else (logits[0], logits[1])
 
 
@@ -210,7 +210,8 @@ def decoder_of(metadata: Mapping[str, Any]) -> str | None:
     return metadata.get("extra", {}).get("train_config", {}).get("decoder")
 
 
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps [N, C, H, W] of another height and width, by bilinear interpolation."""
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from xnext._processes import add_up
 from xnext.evaluation.accuracy import Measurement, measure
 from xnext.segmentation.data import IGNORE
+from xnext.segmentation.networks import enlarge
 from xnext.training.config import TrainConfig
 from xnext.training.pictures import draw_precision
 from xnext.training.task import Task
@@ -57,7 +58,7 @@ class _Places:
         self._counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, labels: Tensor) -> Tensor:
-        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+        logits = enlarge(logits, labels.shape[1:])
         self._counts += count_places(logits.argmax(1), labels, len(self._counts))
         return _cross_entropy(logits, labels)[labels != IGNORE]
 
@@ -92,16 +93,24 @@ def summarise(counts: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
     Args:
         counts: [classes, classes], a row a true class.
     """
+    per_class, recall = shares(counts)
+    metrics = {
+        "miou": _mean(per_class), "mean_accuracy": _mean(recall),
+        "accuracy": 100 * float(np.trace(counts) / max(counts.sum(), 1)),
+    }  # fmt: skip
+    return metrics, per_class
+
+
+def shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the IoU and the accuracy of each class, 0 to 1, NaN where there is nothing to divide by.
+
+    Args:
+        counts: [classes, classes], a row a true class.
+    """
     counts = counts.astype(np.float64)
     right, true, answered = np.diag(counts), counts.sum(1), counts.sum(0)
     with np.errstate(invalid="ignore"):
-        per_class = right / (true + answered - right)
-        recall = right / true
-    metrics = {
-        "miou": _mean(per_class), "mean_accuracy": _mean(recall),
-        "accuracy": 100 * float(right.sum() / max(true.sum(), 1)),
-    }  # fmt: skip
-    return metrics, per_class
+        return right / (true + answered - right), right / true
 
 
 def _mean(values: np.ndarray) -> float:

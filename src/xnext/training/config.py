@@ -16,17 +16,24 @@ from xnext.errors import UserError, suggest
 from xnext.kernels import Backend
 from xnext.training.schedule import LEARNING_RATES, learning_rate, parse_duration, parse_rate
 
+_HEADER = """\
+# What this run was told. Run it again: {command} --config THIS_FILE --output ANOTHER_FOLDER
+# Rates and warm-up are written out; for other epochs or another batch size, remove them to have them
+# derived anew.
+"""
+
 # The learning rate starts and ends at this share of its peak, unless told otherwise.
 _LOWEST = 0.01
 _SMOOTHING = 0.1  # of labels, for one class an image
 _LARGEST_IMAGE = 4096  # pixels a side; more is a typing error, and takes all memory
 _MOST_WORKERS = 512  # likewise
 
-
-_OF_CLASSIFIERS = (
+OF_SEGMENTATION = ("decoder",)
+OF_CLASSIFIERS = (
     "loss", "bce_threshold", "label_smoothing", "class_weights", "mixup", "cutmix", "auto_augment",
     "random_erasing", "color_jitter", "crop_pct", "drop_rate", "loader",
 )  # fmt: skip
+"""Fields that only one kind of training has; the config.yaml of the other kind is without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +43,10 @@ class TrainConfig:
     Attributes:
         model: Name of the network; `xnext models` lists them. Or the YAML file of a search's winner.
         data: Images to learn from: `digits`, a folder, a table of paths and labels, `hf:NAME_OR_FOLDER`,
-            `torch/NAME` or `wds:SHARDS`; with a decoder a folder of images and masks.
+            `torch/NAME` or `wds:SHARDS`; for a segmentation a folder or `hf:NAME_OR_FOLDER`, with masks.
         output: Folder to create for the run; it must not exist or be empty.
         epochs: Passes over the training images.
-        decoder: What makes a segmentation network of it, with a class for every place: upernet or fpn.
+        decoder: What makes a segmentation network of it, which names a class for every place.
         image_size: Side of the square input in pixels; None: the size the network was made for.
         batch_size: Images a training step, over all processes.
         device_batch_size: Most images that a device computes at once; None: all of its share of a batch.
@@ -243,23 +250,34 @@ class TrainConfig:
         )
 
     @property
+    def command(self) -> str:
+        """The command that trains by it."""
+        return "xnext train" if self.decoder is None else "xnext segment train"
+
+    @property
     def peak_lr(self) -> float:
         """The peak learning rate of a resolved config."""
         assert isinstance(self.lr, float | int), "the config is not resolved"
         return self.lr
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values that YAML and JSON hold; paths stay as they were given."""
+        """Return the fields as plain values that YAML and JSON hold; paths stay as they were given.
+
+        Fields that are not of its kind, a classifier or a segmentation, are left out.
+        """
         plain = {Path: str, tuple: list}
-        values = dataclasses.asdict(self).items()
+        others = OF_SEGMENTATION if self.decoder is None else OF_CLASSIFIERS
+        values = ((key, value) for key, value in dataclasses.asdict(self).items() if key not in others)
         kinds = (
             (key, value, next((k for k in plain if isinstance(value, k)), None)) for key, value in values
         )
         return {key: value if kind is None else plain[kind](value) for key, value, kind in kinds}
 
     def to_yaml(self) -> str:
-        """Return the config as the YAML that `xnext train --config` takes."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        """Return the config as the YAML that ``--config`` takes, with a header that says so."""
+        return _HEADER.format(command=self.command) + yaml.safe_dump(
+            self.to_dict(), sort_keys=False, allow_unicode=True
+        )
 
     def _check_numbers(self) -> None:
         """Raise a ``UserError`` for the first number that is out of its range."""
@@ -312,7 +330,7 @@ class TrainConfig:
     def _check_segmentation(self) -> None:
         """Raise a ``UserError`` for what is only for classifiers."""
         fields = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in _OF_CLASSIFIERS:
+        for name in OF_CLASSIFIERS:
             if (value := getattr(self, name)) not in (fields[name], 0):
                 raise UserError(f"{name} {value!r} is for classifiers; leave it out, or the decoder")
 

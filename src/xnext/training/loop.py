@@ -109,8 +109,8 @@ def check_unchanged(before: TrainConfig, now: TrainConfig, force: bool) -> None:
         UserError: With each value that differs, or that not even force changes.
     """
     old, new = before.to_dict(), now.to_dict()
-    differing = [key for key in new if key != "output" and old[key] != new[key]]
-    changed = [f"{key} was {old[key]!r}, now {new[key]!r}" for key in differing]
+    differing = [key for key in new if key != "output" and old.get(key) != new[key]]
+    changed = [f"{key} was {old.get(key)!r}, now {new[key]!r}" for key in differing]
     if fixed := [line for key, line in zip(differing, changed, strict=True) if key in _FIXED]:
         raise UserError(
             f"{now.output} cannot go on so: {'; '.join(fixed)}; start a new run from its weights, with"
@@ -128,6 +128,7 @@ def _announce(console: Console, setup: Setup) -> None:
         f" on {_device_name(setup)}",
         f"{data.name}: {len(data.train)} training and {len(data.val)} held-out images,"
         f" {len(data.classes)} classes",
+        *setup.notes,
         f"{config.optimizer}, learning rate {config.peak_lr:.2g}, batch size {config.batch_size},"
         f" epochs {config.epochs} -> {config.output}",
     ]

@@ -82,7 +82,7 @@ def draw_precision(
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots()
     bars = axes.barh(range(len(shown)), [100 * precision[index] for index in shown], color=_BLUE)
-    axes.set_yticks(range(len(shown)), [_shorten(classes[index]) for index in shown])
+    axes.set_yticks(range(len(shown)), [cut_name(classes[index]) for index in shown])
     axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlim=(0, 108), xlabel=f"{names[0]}, %")
@@ -105,7 +105,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str) ->
         title: What was evaluated on what.
     """
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    names = [_shorten(name) for name in classes]
+    names = [cut_name(name) for name in classes]
     if len(classes) <= _MOST_CLASSES_WITH_NAMES:
         side = 3.2 + 0.42 * len(classes)
         figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -160,7 +160,7 @@ def _list_confusions(axes: Axes, shares: np.ndarray, names: Sequence[str]) -> No
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _shorten(name: str) -> str:
+def cut_name(name: str, longest: int = _LONGEST_NAME) -> str:
     """Cut a long class name, so that it leaves room for the picture."""
     name = printable(name)
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    return name if len(name) <= longest else name[: longest - 1] + "…"

@@ -14,12 +14,6 @@ from xnext._yaml import read_yaml
 from xnext.errors import UserError
 from xnext.training.config import TrainConfig
 
-_HEADER = """\
-# What this run was told. Run it again: xnext train --config THIS_FILE --output ANOTHER_FOLDER
-# Rates and warm-up are written out; for other epochs or another batch size, remove them to have them
-# derived anew.
-"""
-
 
 class Run:
     """The files of one training, each written whole or not at all.
@@ -104,7 +98,7 @@ class Run:
 
     def write_config(self, config_yaml: str) -> None:
         """Write what the training is told to `config.yaml`."""
-        write_atomic(self.config, (_HEADER + config_yaml).encode("utf-8", "replace"))
+        write_atomic(self.config, config_yaml.encode("utf-8", "replace"))
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write the finished epochs to `metrics.jsonl`, a line each."""

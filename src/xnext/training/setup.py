@@ -44,6 +44,7 @@ class Setup:
         config: The config with every value resolved.
         accelerator: Device, precision and processes.
         data: Training and held-out images.
+        notes: Lines to be said of them before a training.
         preprocessing: From an image to the network's input.
         report: What was loaded from `config.checkpoint`, or None.
         network: The network on its device.
@@ -62,6 +63,7 @@ class Setup:
     config: TrainConfig
     accelerator: Accelerator
     data: ImageData
+    notes: list[str]
     preprocessing: Preprocessing
     report: LoadReport | None
     network: nn.Module
@@ -155,7 +157,7 @@ def prepare(config: TrainConfig) -> Setup:
     config = _absolute(config)
     with accelerator.main_process_first():  # the others find data in the cache, and a mistake is told once
         check_processes(config, accelerator)
-        data = _load_data(config)
+        data, notes = _load_data(config)
         set_seed(config.seed)  # here, so that the first weights do not depend on how the data were read
         network, report = build_network(config, len(data.classes))
         preprocessing = Preprocessing.for_model(network, config.image_size, config.crop_pct)
@@ -176,6 +178,7 @@ def prepare(config: TrainConfig) -> Setup:
         config=config,
         accelerator=accelerator,
         data=data,
+        notes=notes,
         preprocessing=preprocessing,
         report=report,
         network=network,
@@ -213,23 +216,25 @@ def build_network(config: TrainConfig, classes: int) -> tuple[nn.Module, LoadRep
     return network, load(network, _weights_file(config.checkpoint)) if config.checkpoint else None
 
 
-def _load_data(config: TrainConfig) -> Any:
-    """Load the images of a config; with a decoder those with masks, which are then looked at."""
+def _load_data(config: TrainConfig) -> tuple[Any, list[str]]:
+    """Load the images of a config, and with a decoder masks; return what is to be said of these, too."""
     if config.decoder is None:
-        return load_data(config.data, seed=config.seed)
-    from xnext.segmentation.data import check_masks, load_masks
+        return load_data(config.data, seed=config.seed), []
+    from xnext.segmentation.check import check_masks
+    from xnext.segmentation.data import load_masks
 
     data = load_masks(config.data, seed=config.seed)
-    check_masks(data)
-    return data
+    return data, check_masks(data).lines()
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
     """Return a config whose paths later commands find from any folder."""
-    weights = config.class_weights
+    weights, absolute = config.class_weights, absolute_spec
     if weights not in ("none", "auto"):
         weights = str(user_path(weights).absolute())
-    return dataclasses.replace(config, data=absolute_spec(config.data), class_weights=weights)
+    if config.decoder is not None:
+        from xnext.segmentation.data import absolute_mask_spec as absolute
+    return dataclasses.replace(config, data=absolute(config.data), class_weights=weights)
 
 
 def _place(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.Module:

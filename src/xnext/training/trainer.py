@@ -341,7 +341,7 @@ class Trainer:
         self._save_state()
         progress = self.progress
         where = f"in epoch {progress.epoch}, after step {progress.steps}"
-        resume = f"go on with: xnext train --resume {self._run.path}"
+        resume = f"go on with: {self._setup.config.command} --resume {self._run.path}"
         raise Stopped(f"stopped {where}; {resume}", interrupts.signal or 0)
 
     def _roll_back(self, error: NonFiniteError) -> str:
@@ -356,7 +356,7 @@ class Trainer:
             if rollbacks > _MOST_ROLLBACKS:
                 advice = f"went back {_MOST_ROLLBACKS} times already; {advice}"
             if self.saved is not None:
-                resume = f"xnext train --resume {self._run.path} --force --lr LOWER"
+                resume = f"{config.command} --resume {self._run.path} --force --lr LOWER"
                 advice += (
                     f"; the last good state is that after {self.saved} steps, from which to go on: {resume}"
                 )
