@@ -6,15 +6,17 @@ import math
 
 import pytest
 import yaml
+from PIL import Image
 from rich.console import Console
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.loss import BinaryCrossEntropy
-from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch import nn
 from torchvision.transforms import CenterCrop
 
 import xnext
+from xnext.cli import main
 from xnext.data import MemoryLoader
 from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
@@ -71,6 +73,17 @@ TABLE = {
         "drop_path": 0.0, "loss": "ce", "repeats": 1, "dropout": 0.0, "ema": 0.998, "image_size": 32,
     },
 }  # fmt: skip
+SEGMENTATION = {
+    "upernet_ade20k": {
+        "decoder": "upernet", "lr": 6e-5, "batch": 16, "steps": 160_000, "power": 1.0, "warmup": 1500,
+        "decay": 0.01, "drop_path": 0.2,
+    },
+    "fpn_ade20k": {
+        "decoder": "fpn", "lr": 2e-4, "batch": 32, "steps": 40_000, "power": 0.9, "warmup": 0, "decay": 1e-4,
+        "drop_path": 0.1,
+    },
+}  # fmt: skip
+ADE20K = 20_210  # training images
 SMALL = {
     "xception": "xception_debug",
     "nexception": "nexception_debug",
@@ -91,13 +104,24 @@ def load(tmp_path, tagged):
     return read
 
 
+@pytest.fixture
+def pairs(tmp_path):
+    """Two training images with masks, and one held out."""
+    for number, part in enumerate(("train", "train", "val")):
+        for kind, mode in (("images", "RGB"), ("masks", "L")):
+            (tmp_path / "pairs" / kind / part).mkdir(parents=True, exist_ok=True)
+            Image.new(mode, (8, 8)).save(tmp_path / "pairs" / kind / part / f"{number}.png")
+    (tmp_path / "pairs" / "classes.txt").write_text("wall\nsky\n")
+    return tmp_path / "pairs"
+
+
 def small(model: str) -> str:
     """Return the debug size of a network's lineage."""
     return SMALL[model.split("_")[0]]
 
 
-def test_every_recipe_is_in_the_table():
-    assert {recipe.name for recipe in list_recipes()} == TABLE.keys()
+def test_every_recipe_is_in_a_table():
+    assert {recipe.name for recipe in list_recipes()} == TABLE.keys() | SEGMENTATION.keys()
 
 
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
@@ -186,6 +210,34 @@ def test_every_recipe_trains(name, load, colours, tagged, tmp_path):
     assert len(run.read_metrics()) == 1
     again = TrainConfig.from_dict(yaml.safe_load(run.config.read_text()))
     assert again.optimizer == config.optimizer and again.schedule == config.schedule
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_segmentation_is_trained_as_the_paper_says(name, load, pairs):
+    wanted, config = SEGMENTATION[name], load(name, data=str(pairs))
+    assert (config.model, config.decoder) == ("inceptionnext_tiny", wanted["decoder"])
+    assert (config.batch_size, config.image_size) == (wanted["batch"], 512)
+    steps = config.epochs * math.ceil(ADE20K / config.batch_size)
+    assert steps == pytest.approx(wanted["steps"], rel=0.005)
+    setup = prepare(dataclasses.replace(config, model="inceptionnext_debug", image_size=32, epochs=2000))
+    optimizer, scheduler = setup.optimizer.optimizer, setup.scheduler
+    assert type(optimizer).__name__ == "AdamW"
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, wanted["decay"]}
+    assert isinstance(scheduler, PolyLRScheduler) and scheduler.power == wanted["power"]
+    assert scheduler.base_values[0] == pytest.approx(wanted["lr"]) and scheduler.lr_min == 0
+    assert scheduler.warmup_t == wanted["warmup"]
+    rates = [getattr(m, "drop_prob", 0.0) for m in setup.network.modules()]
+    assert max(rates) == pytest.approx(wanted["drop_path"])
+    changes = {type(step).__name__ for step in setup.batches.train.dataset.transform.transforms}
+    assert {"RandomShortestSize", "RandomCrop", "RandomHorizontalFlip", "RandomPhotometricDistort"} <= changes
+
+
+def test_a_recipe_of_the_other_kind_names_its_command(capsys):
+    rest = ["--data", "x", "--output", "y"]
+    assert main(["train", "--recipe", "fpn_ade20k", *rest]) == 2
+    assert "option of `xnext segment train`" in capsys.readouterr().err
+    assert main(["segment", "train", "--recipe", "nexception_t", "--decoder", "fpn", *rest]) == 2
+    assert "option of `xnext train`" in capsys.readouterr().err
 
 
 def test_small_images_are_shifted_and_mirrored_in_memory(load):

@@ -185,7 +185,7 @@ def _of_tiles(tiles: "Tiles", reach: int | None) -> str:
     if reach > tiles.overlap:
         return (
             f"{seen}; this network sees {reach} pixels far, so places near the edges of tiles may be told"
-            f" otherwise than in the whole (--overlap {reach} makes them alike)"
+            f" otherwise than in the whole (--tile {max(tiles.side, 4 * reach)} makes them alike)"
         )
     return f"{seen}, which is as far as this network sees: told as in the whole"
 

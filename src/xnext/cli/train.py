@@ -55,7 +55,7 @@ class _Options(ConfigFile):
 
     def explain(self, key: str) -> str:
         kinds = {"xnext segment train": OF_SEGMENTATION, "xnext train": OF_CLASSIFIERS}
-        return next((f" It is one of `{verb}`." for verb, fields in kinds.items() if key in fields), "")
+        return next((f" It is an option of `{verb}`." for verb, fields in kinds.items() if key in fields), "")
 
 
 def run_training(arguments: Namespace) -> int:
