@@ -168,8 +168,8 @@ def test_networks_that_tell_no_part_as_the_whole(name, decoder):
 
 
 def test_tiles(trained):
-    assert Tiles.of(trained, 1024, 100) == Tiles(1024, 112)
-    assert Tiles.of(trained, 100) == Tiles(112, 16)
+    assert Tiles.of(trained, 1024, 100) == Tiles(1024, 128)
+    assert Tiles.of(trained, 200) == Tiles(224, 32)
     assert Tiles.of(trained, 4096).overlap == trained.reach
     for side, overlap in ((100, 50), (64, -1), (0, 0)):
         with pytest.raises(UserError, match=f"--overlap is {overlap} and --tile {side}"):

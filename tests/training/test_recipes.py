@@ -6,7 +6,6 @@ import math
 
 import pytest
 import yaml
-from PIL import Image
 from rich.console import Console
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
@@ -102,17 +101,6 @@ def load(tmp_path, tagged):
         return TrainConfig.from_dict(values | here | changes)
 
     return read
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    """Two training images with masks, and one held out."""
-    for number, part in enumerate(("train", "train", "val")):
-        for kind, mode in (("images", "RGB"), ("masks", "L")):
-            (tmp_path / "pairs" / kind / part).mkdir(parents=True, exist_ok=True)
-            Image.new(mode, (8, 8)).save(tmp_path / "pairs" / kind / part / f"{number}.png")
-    (tmp_path / "pairs" / "classes.txt").write_text("wall\nsky\n")
-    return tmp_path / "pairs"
 
 
 def small(model: str) -> str:
@@ -220,6 +208,7 @@ def test_segmentation_is_trained_as_the_paper_says(name, load, pairs):
     steps = config.epochs * math.ceil(ADE20K / config.batch_size)
     assert steps == pytest.approx(wanted["steps"], rel=0.005)
     setup = prepare(dataclasses.replace(config, model="inceptionnext_debug", image_size=32, epochs=2000))
+    assert len(setup.batches.train) == 1
     optimizer, scheduler = setup.optimizer.optimizer, setup.scheduler
     assert type(optimizer).__name__ == "AdamW"
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, wanted["decay"]}

@@ -203,7 +203,7 @@ def test_a_signal_while_pictures_are_packed_cleans_up():
 def start(config: TrainConfig, *words: str) -> subprocess.Popen:
     file = config.output.with_suffix(".yaml")
     file.write_text(config.to_yaml())
-    command = [sys.executable, "-m", "xnext", "train", *(words or ("--config", str(file)))]
+    command = [sys.executable, "-m", *config.command.split(), *(words or ("--config", str(file)))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -254,6 +254,18 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(whole):
     config, expected = whole
     kill_and_go_on(config, kills=2, seed=0)
     assert outcome(config.output) == expected
+
+
+@pytest.mark.parametrize("decoder", ["fpn", pytest.param("upernet", marks=pytest.mark.slow)])
+def test_a_segmentation_that_is_killed_ends_as_if_it_never_was(config, pairs, tmp_path, decoder):
+    torch.set_num_threads(1)
+    config = config(
+        decoder=decoder, data=str(pairs), epochs=3, batch_size=2, save_every="1 step", model_ema=0.9,
+        drop_path_rate=0.2,
+    )  # fmt: skip
+    quiet(dataclasses.replace(config, output=tmp_path / "whole"))
+    kill_and_go_on(config, kills=1, seed=0)
+    assert outcome(config.output) == outcome(tmp_path / "whole")
 
 
 @pytest.mark.slow
