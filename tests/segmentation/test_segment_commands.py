@@ -113,6 +113,64 @@ def test_data_that_do_not_fit(fails, run, copy, change, told):
     assert told in line and str(copy) in line
 
 
+def wide_mask(folder):
+    Image.new("L", (64, 63)).save(folder / "masks/train/0003.png")
+
+
+def one_image(folder):
+    for kind in ("images", "masks"):
+        for path in sorted((folder / kind / "train").iterdir())[1:]:
+            path.unlink()
+
+
+def colours(folder):
+    for path in (folder / "masks/train").iterdir():
+        Image.new("RGB", (64, 64)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (odd_value, "values that are none of the 2 classes"),
+        (wide_mask, "another size"),
+        (one_image, "1 training image is too few"),
+        (colours, "no place of any training mask has a class (first of 12 unreadable ones: "),
+        (empty, "has no images/ with annotations/ or masks/"),
+        (lambda folder: shutil.rmtree(folder / "masks/val"), "no such folder; it must have the masks of"),
+        (lambda folder: (folder / "masks/train/0000.png").unlink(), "has no mask of"),
+        (lambda folder: (folder / "classes.txt").write_text("background\n"), "names 1 classes"),
+        (
+            lambda folder: (folder / "masks/train/0000.png").write_bytes(b"x"),
+            "1 of 12 training images cannot",
+        ),
+    ],
+)
+def test_data_that_cannot_be_trained_on(fails, copy, change, told):
+    change(copy)
+    words = ["--encoder", "convnext_debug", "--decoder", "fpn", "--image-size", "32", "--epochs", "1"]
+    line = fails("segment", "train", *words, "--data", copy, "--output", copy.parent / "run")
+    assert told in line
+
+
+def test_a_damaged_mask_is_listed_and_left_out(capsys, copy, tmp_path):
+    (copy / "masks/train/0004.png").write_bytes(b"x")
+    out, _ = said(
+        capsys, "segment", "train", "--encoder", "convnext_debug", "--decoder", "fpn", "--data", copy,
+        "--model-args", "{strides: [4, 2, 2, 2], depths: [1, 1, 1, 1]}", "--image-size", 32, "--epochs", 1,
+        "--batch-size", 12, "--max-bad-images", 0.1, "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert "cannot be read: " in out and "masks/train/0004.png: is no image" in out
+    assert f"next: xnext segment evaluate {tmp_path / 'run'}" in out
+    assert (tmp_path / "run/bad_images.txt").read_text() == f"{copy}/images/train/0004.png\n"
+    header, _, config = (tmp_path / "run/config.yaml").read_text().partition("model:")
+    assert "xnext segment train --config" in header and "mixup" not in config
+    # The file of a run gives the same training again.
+    words = ["--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again"]
+    said(capsys, "segment", "train", *words)
+    metrics = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("run", "again")]
+    assert metrics[0]["val_miou"] == metrics[1]["val_miou"]
+
+
 def test_masks_of_pictures(capsys, run, digits, tmp_path):
     """Of any size, and with the one that is bad told alone; they are a data set again."""
     folder = tmp_path / "photos"

@@ -91,6 +91,15 @@ def test_fpn_tells_a_part_as_in_the_whole(decoder, side, part, inner, alike):
     assert (float(apart) < 1e-3) == alike
 
 
+@pytest.mark.parametrize("decoder", ["fpn", pytest.param("upernet", marks=pytest.mark.slow)])
+def test_networks_can_be_exported(decoder):
+    network = create_segmenter("convnext_debug", decoder, 3, model_args={"depths": [1, 1, 1, 1]}).eval()
+    image = torch.randn(1, 3, 32, 43)
+    with torch.inference_mode():
+        expected = network(image)
+    torch.testing.assert_close(torch.export.export(network, (image,)).module()(image), expected)
+
+
 def test_published_backbones_keep_their_weights():
     backbone = xnext.create_model("inceptionnext_debug")
     network = create_segmenter("inceptionnext_debug", "fpn", 3)

@@ -91,7 +91,9 @@ def check_masks(
             )
     for part, total in totals.items():
         if not total[:count].any():
-            raise UserError(f"{data.name}: no place of any {_PARTS[part]} mask has a class")
+            why = [f"{name}: {reason}" for name, reason in unreadable.items()]
+            first = f" (first of {len(why)} unreadable ones: {why[0]})" if why else ""
+            raise UserError(f"{data.name}: no place of any {_PARTS[part]} mask has a class{first}")
     return MaskReport(
         data.classes,
         {part: total / max(1, total.sum()) for part, total in totals.items()},
