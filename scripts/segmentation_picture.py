@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("images", "masks", "answers"):
         parser.add_argument(name, type=Path, help=f"folder of the {name}, with the same names in each")
-    parser.add_argument("--count", type=int, default=8, help="images to draw, the first by name")
+    parser.add_argument("--count", type=int, default=6, help="images to draw, the first by name")
     parser.add_argument("--output", type=Path, required=True, help="PNG to write")
     options = parser.parse_args()
     files = sorted(options.images.iterdir())[: options.count]
@@ -32,7 +32,7 @@ def main() -> None:
             pixels = np.asarray(Image.open(path))
             cell.imshow(palette(CLASSES)[pixels] if pixels.ndim == 2 else pixels)
             cell.set(xticks=[], yticks=[])
-    write_figure(options.output, figure)
+    write_figure(options.output, figure, dpi=90)
 
 
 if __name__ == "__main__":
