@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -236,6 +237,13 @@ def test_words_that_are_wrong(fails, run, digits, tmp_path):
         ([*predict, "--full-size", "--overlap", "600"], "must be less than half"),
     ):
         assert told in fails(*words)
+
+
+def test_without_the_library_of_decoders(fails, run, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("xnext.segmentation")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.decoders.fpn.decoder", None)
+    assert "pip install 'xnext[segmentation]'" in fails("segment", "evaluate", run)
 
 
 def test_masks_that_would_be_lost(fails, run, tmp_path):

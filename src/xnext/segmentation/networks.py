@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
-from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from xnext.errors import UserError, suggest
@@ -15,6 +13,14 @@ from xnext.models import LoadReport, read_metadata
 from xnext.models._checkpoints import load_unchanged, read_tensors, read_weights
 from xnext.models._network import Network
 from xnext.models._registry import create_variant
+
+try:
+    from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+    from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+except ImportError as error:
+    raise UserError(
+        "segmentation needs segmentation-models-pytorch: pip install 'xnext[segmentation]'"
+    ) from error
 
 LEVELS = 4
 """Of the backbone, each half as large as the one before: the last ones that it has."""
