@@ -262,9 +262,9 @@ def test_models_filters(capsys):
 
 
 def test_help_explains_every_option(capsys):
-    for verb in cli._VERBS:
+    for verb in (*cli._VERBS, *(f"segment {word}" for word in cli.segment._WORDS)):
         with pytest.raises(SystemExit) as exit:
-            cli.main([verb, "--help"])
+            cli.main([*verb.split(), "--help"])
         assert exit.value.code == 0
         text = capsys.readouterr().out
         assert "examples:\n  xnext " + verb in text
@@ -275,7 +275,7 @@ def test_help_explains_every_option(capsys):
 
 
 def test_the_examples_of_the_help_are_valid():
-    for verb in cli._VERBS.values():
+    for verb in (*cli._VERBS.values(), *cli.segment._WORDS.values()):
         for example in verb.examples:
             words = shlex.split(example)[1:]
             if "--config" in words:  # a file that is not there

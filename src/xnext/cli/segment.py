@@ -197,7 +197,6 @@ _WORDS = {
         (
             "xnext segment train --encoder inceptionnext_atto --decoder fpn --data streets/ --output runs/a",
             "xnext segment train --recipe upernet_ade20k --data ADEChallengeData2016/ --output runs/ade",
-            "xnext segment train --resume runs/ade",
         ),
     ),
     "evaluate": Verb(
