@@ -8,6 +8,7 @@ import torch
 from xnext.data import ImageData, PackedSource, Preprocessing, load_data
 from xnext.errors import UserError, is_out_of_memory, shorten
 from xnext.evaluation.complexity import smallest_image_size, takes
+from xnext.models._config import ConfigError
 from xnext.models._registry import create_variant
 from xnext.search.config import SearchConfig
 from xnext.search.space import Space
@@ -39,10 +40,12 @@ def check_networks(space: Space, config: SearchConfig, classes: int) -> Preproce
     Raises:
         UserError: The images are too small, a batch is, or the networks do not fit into the memory.
     """
-    architectures = [space.architecture(point, config.width) for point in space.examples]
-    first = architectures[0]
     try:
+        architectures = [space.architecture(point, config.width) for point in space.examples]
+        first = architectures[0]
         network = create_variant(first.model, first.model_args, num_classes=classes)
+    except ConfigError as error:  # the space itself was checked when it was read
+        raise UserError(f"width {config.width:g} makes networks that there are not: {error}") from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
