@@ -18,7 +18,9 @@ from xnext.training.progress import Screen
 
 DATA_HELP = "Images: `digits`, a folder, `TABLE.csv`, `hf:NAME_OR_FOLDER`, `wds:SHARDS` or `torch/NAME`."
 MODEL_HELP = "Network that published weights belong to; a RUN and its checkpoints know their own."
-CHECKPOINT_HELP = "Folder that `xnext train` left (its best weights), or a weight file."
+CHECKPOINT_HELP = (
+    "Folder that `xnext train` left (its best weights), a weight file, or what `xnext export` wrote."
+)
 
 _MISTAKE = 2
 _NARROWEST = 8  # characters of a column of words

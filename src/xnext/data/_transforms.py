@@ -1,162 +1,22 @@
 """What happens to a picture between the file and the network."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor, nn
+from timm.data import create_transform
+from torch import Tensor
 from torchvision import transforms
 
-from xnext._types import check_types
+from xnext.data._preprocessing import PHOTO_SIZE, Preprocessing, limit_aspect
 from xnext.errors import UserError, suggest
 
 Augment = Literal["none", "flip", "light", "strong"]
 Transform = Callable[[Image.Image], Tensor]
 
-PHOTO_SIZE = 128
-"""From this size on, in pixels, pictures are taken for photographs with a margin around their subject."""
-
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
-_CROP_MODES = ("center", "squash", "border")
-
-_MAX_ASPECT = 16
-"""The eval resize sees no picture longer than this many times its short side."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How pictures are brought to a network; stored in its checkpoint.
-
-    Attributes:
-        image_size: Height and width that the network sees, in pixels.
-        mean: Mean of each channel on the scale 0 to 1.
-        std: Standard deviation of each channel on the same scale.
-        interpolation: Resampling, by timm's names: ``bilinear``, ``bicubic``, ``nearest`` ...
-        crop_pct: Share of the shorter side that the central crop of an evaluated picture keeps.
-        in_chans: 3 for colour, 1 for grey.
-        crop_mode: What becomes of an oblong picture, by timm's names: ``center`` cuts its ends off,
-            ``squash`` brings it to a square, ``border`` adds to its sides.
-    """
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float
-    in_chans: int = 3
-    crop_mode: str = "center"
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.image_size < 1 or not 0 < self.crop_pct <= 1 or self.in_chans not in (1, 3):
-            raise UserError(
-                f"preprocessing: image_size {self.image_size} must be at least 1, crop_pct {self.crop_pct} "
-                f"above 0 up to 1, in_chans {self.in_chans} 1 or 3"
-            )
-        if not len(self.mean) == len(self.std) == self.in_chans or min(self.std) <= 0:
-            raise UserError(f"preprocessing: mean and std must have {self.in_chans} values, std more than 0")
-        for name, known in (("interpolation", _INTERPOLATIONS), ("crop_mode", _CROP_MODES)):
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"preprocessing: there is no {name} {value!r}")
-
-    @classmethod
-    def for_model(
-        cls,
-        model: nn.Module,
-        image_size: int | None = None,
-        crop_pct: float | None = None,
-        tested: bool = False,
-    ) -> "Preprocessing":
-        """Take what the network's ``pretrained_cfg`` asks for.
-
-        Its central crop suits photographs at the size it was tuned for, and is kept there. At any other size,
-        and for pictures under 128 pixels, whose subject reaches the edge, nothing is cropped away.
-
-        Args:
-            model: A network with timm's ``pretrained_cfg``.
-            image_size: In pixels; by default the network's own.
-            crop_pct: Share of the shorter side that the crop keeps; by default as said.
-            tested: Whether size and crop are those that published weights were tested with, which for many
-                networks are larger than those of their training.
-
-        Raises:
-            UserError: The network takes neither 1 nor 3 channels or no square, or the size is not positive.
-        """
-        config = resolve_model_data_config(model, use_test_size=tested)
-        _, height, own_size = config["input_size"]
-        if height != own_size:
-            raise UserError(f"a network for {height}x{own_size} pixels does not see the squares it is shown")
-        size = own_size if image_size is None else image_size
-        if size < 1:
-            raise UserError(f"image size {size}: must be at least 1 pixel")
-        stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-        in_chans = stem.in_channels if stem else 3
-        if in_chans not in (1, 3):
-            raise UserError(
-                f"a network of {in_chans} input channels cannot see pictures; use in_chans 1 or 3"
-            )
-        mean, std = config["mean"], config["std"]
-        if len(mean) != in_chans:
-            mean, std = (sum(mean) / len(mean),) * in_chans, (sum(std) / len(std),) * in_chans
-        return cls(
-            image_size=size,
-            mean=tuple(mean),
-            std=tuple(std),
-            interpolation=config["interpolation"],
-            crop_pct=crop_pct or (config["crop_pct"] if tested or size == own_size >= PHOTO_SIZE else 1.0),
-            in_chans=in_chans,
-            crop_mode=config["crop_mode"],
-        )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the network sees."""
-        return self.in_chans, self.image_size, self.image_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as what JSON and YAML can hold."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """Read what ``to_dict`` wrote.
-
-        Raises:
-            UserError: A key is missing or unknown.
-        """
-        known = {field.name for field in fields(cls)}
-        for key in values.keys() - known:
-            raise UserError(f"preprocessing: unknown key {key!r}.{suggest(key, known)}")
-        for key in known - {"in_chans", "crop_mode"} - values.keys():
-            raise UserError(f"preprocessing: key {key!r} is missing")
-        return cls(**values)
-
-
 # The first steps of evaluation: limit the aspect, resize, crop to a square picture.
 _TO_SQUARE = 3
-
-
-class _LimitAspect:
-    """Cut the ends off a very long picture, which the central crop drops anyway.
-
-    Resizing its short side to the network's size first would take memory without bound.
-
-    Args:
-        crop_mode: The others look at the whole picture.
-    """
-
-    def __init__(self, crop_mode: str):
-        self.crop_mode = crop_mode
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        longest = _MAX_ASPECT * min(image.size)
-        if max(image.size) <= longest or self.crop_mode != "center":
-            return image
-        return transforms.functional.center_crop(
-            image, [min(image.height, longest), min(image.width, longest)]
-        )
 
 
 def build_eval_transform(
@@ -185,7 +45,7 @@ def _evaluation_steps(pre: Preprocessing) -> list[Any]:
         mean=pre.mean,
         std=pre.std,
     )
-    return [_LimitAspect(pre.crop_mode), *_to_channels(steps.transforms, pre.in_chans)]
+    return [partial(limit_aspect, crop_mode=pre.crop_mode), *_to_channels(steps.transforms, pre.in_chans)]
 
 
 def build_resize(pre: Preprocessing) -> Callable[[Image.Image], Image.Image]:

@@ -155,7 +155,12 @@ def target_layer(model: nn.Module, image_size: int) -> nn.Module:
     Args:
         model: A network with timm's ``feature_info``.
         image_size: Shorter side of its input, in pixels.
+
+    Raises:
+        UserError: It is an exported network, whose layers cannot be looked at.
     """
+    if not hasattr(model, "feature_info"):
+        raise UserError("an exported network shows no maps of its layers; give the RUN or the weights")
     levels: list[dict[str, Any]] = list(model.feature_info)  # type: ignore[arg-type]
     fine = [level for level in levels if image_size // level["reduction"] >= _FEWEST_PLACES]
     if getattr(model, "global_pool", None) == "token" and len(levels) > 1:

@@ -18,6 +18,8 @@ from xnext.data import (
     build_eval_transform,
     unlabelled,
 )
+from xnext.deploy import Runtime, is_artefact
+from xnext.deploy.network import Served
 from xnext.errors import UserError, shorten, suggest
 from xnext.models import create_model, list_models, load_checkpoint, read_metadata
 from xnext.models._checkpoints import load_unchanged, read_tensors, read_weights
@@ -93,7 +95,7 @@ def knows_its_network(checkpoint: Path) -> bool:
     Raises:
         UserError: A file cannot be read.
     """
-    return not checkpoint.is_file() or read_metadata(checkpoint) is not None
+    return not checkpoint.is_file() or is_artefact(checkpoint) or read_metadata(checkpoint) is not None
 
 
 def weights_file(checkpoint: Path) -> Path:
@@ -121,13 +123,15 @@ def load_classifier(checkpoint: Path | None, model: str | None = None) -> Classi
     """Load a trained network onto the accelerator if there is one, else the CPU.
 
     Args:
-        checkpoint: A run folder (its best weights are taken), a checkpoint of ours, or published weights;
-            None: those of the hub.
+        checkpoint: A run folder (its best weights are taken), a checkpoint of ours, what `xnext export`
+            wrote, or published weights; None: those of the hub.
         model: Name of the network that published weights belong to, this project's or timm's.
 
     Raises:
         UserError: Nothing usable is there, or it belongs to another network.
     """
+    if checkpoint is not None and is_artefact(checkpoint):
+        return _load_artefact(checkpoint, model)
     path, training, multilabel = checkpoint and weights_file(checkpoint), {}, False
     metadata = None if path is None else read_metadata(path)
     if path is not None and metadata is not None:
@@ -248,6 +252,19 @@ def most_probable(
         )
         for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
+
+
+def _load_artefact(path: Path, model: str | None) -> Classifier:
+    """Load what `xnext export` wrote, which says all of itself, into the place of a network."""
+    runtime = Runtime(path, threads=torch.get_num_threads())
+    about = runtime.artefact
+    if model not in (None, about.model_name):
+        raise UserError(f"{path} holds the network {about.model_name}, not {model}; leave --model out")
+    network = Served(runtime).eval()
+    return Classifier(
+        model=network, name=about.model_name, classes=about.classes, named=True,
+        preprocessing=network.preprocessing, device=torch.device("cpu"), multilabel=about.multilabel,
+    )  # fmt: skip
 
 
 def _load_published(path: Path | None, name: str) -> tuple[nn.Module, tuple[str, ...]]:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from xnext._peak import peak_memory
 from xnext._timing import rotate, time_call
+from xnext.deploy import Runtime
 from xnext.errors import UserError, is_out_of_memory, suggest
+from xnext.evaluation._exported import ExportedWay, prepare
 from xnext.evaluation.complexity import check_image_size, count_activations, count_macs, count_parameters
 from xnext.kernels import accelerate, fuse
 from xnext.models import create_model, list_models, load_checkpoint
@@ -204,13 +206,14 @@ class Size:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A network in one way, ready to be called; and whether it has the weights of the others."""
+    """A network in one way, ready to be called; whether it has the weights of the others; images a call."""
 
     network: str
     image_size: int
-    way: Way
+    way: Way | ExportedWay
     call: Callable[[], list[Tensor]]
     same: bool = True
+    images: int | None = None
 
 
 def benchmark(
@@ -221,6 +224,7 @@ def benchmark(
     *,
     model_args: Mapping[str, Any] | None = None,
     twin: bool = True,
+    artefacts: Sequence[Runtime] = (),
 ) -> list[Row]:
     """Measure a network, timm's with the same weights and others of timm, in every way.
 
@@ -231,9 +235,11 @@ def benchmark(
         watch: Passes turns on, to show progress.
         model_args: Options of the network.
         twin: Whether timm's network of the same weights is measured too.
+        artefacts: Exported networks that are measured beside it; those in throughput mode with several
+            batches at once.
 
     Returns:
-        A row a way: of timm's network of the same weights, this project's, the others.
+        A row a way: of timm's network of the same weights, this project's, the others, the exported.
 
     Raises:
         UserError: There is no such network, a way computes something else than the others, or not even one
@@ -241,7 +247,7 @@ def benchmark(
     """
     while True:
         try:
-            rows = _compare(name, plan, against, watch, model_args or {}, twin)
+            rows = _compare(name, plan, against, watch, model_args or {}, twin, artefacts)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -265,6 +271,7 @@ def _compare(
     watch: Callable[[Iterable[int]], Iterable[int]],
     model_args: Mapping[str, Any],
     twin: bool,
+    artefacts: Sequence[Runtime],
 ) -> list[Row]:
     """Measure all that stands beside each other, with batches of one size."""
     network = _stir(create_network(name, model_args))
@@ -279,6 +286,11 @@ def _compare(
         for other in against:
             model = _stir(create_network(other))
             subjects += _prepare(f"timm {other}", model, plan, plan.ways(peer=True), same=False)
+        exported = [prepare(runtime, plan.batch_size, plan.image_size) for runtime in artefacts]
+        subjects += [
+            _Subject(way.network, way.image_size, way, way.call, same=False, images=way.images)
+            for way in exported
+        ]
         return list(_measure(subjects, plan, watch))
 
 
@@ -434,7 +446,7 @@ def _measure(
                 if turn >= 0:
                     seconds[number].append(time)
     for subject, times, result, peak in zip(subjects, seconds, results, memory, strict=True):
-        speeds = [plan.batch_size / time for time in times]
+        speeds = [(subject.images or plan.batch_size) / time for time in times]
         error = max(map(_error, result, results[0])) if subject.same else None
         way = subject.way
         yield Row(
