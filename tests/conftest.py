@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from filelock import FileLock
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which asks it then
@@ -79,3 +80,23 @@ def cluster(tmp_path):
         process.kill()  # told to end, they would take seconds; their workers end with them
     for process in processes:
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, request):
+    """Return what lets one of pytest's processes fill a folder that all of them use."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if hasattr(request.config, "workerinput") else base
+
+    def make(name, fill):
+        folder = base / name
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                unfinished = base / f"{name}.unfinished"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make

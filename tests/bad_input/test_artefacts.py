@@ -15,13 +15,14 @@ from xnext.deploy._artefact import seal
 FILES = {"onnx": "a.onnx", "openvino": "a.xml", "torch": "a.pt2"}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, trained):
-    folder = tmp_path_factory.mktemp("made")
-    for format, name in FILES.items():
-        words = ["export", trained, "--format", format, "--output", folder / name]
-        assert cli.main([str(word) for word in words]) == 0
-    return folder
+@pytest.fixture(scope="session")
+def made(made_once, trained):
+    def fill(folder):
+        for format, name in FILES.items():
+            words = ["export", trained, "--format", format, "--output", folder / name]
+            assert cli.main([str(word) for word in words]) == 0
+
+    return made_once("artefacts", fill)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """What the tests of exported networks share: exports take seconds, so each is made once."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -35,33 +33,30 @@ def classifier():
 
 
 @pytest.fixture(scope="session")
-def exported(classifier, tmp_path_factory):
+def exported(classifier, made_once):
     """The network as a file of each format that needs no compiler, for any number and size of images."""
-    folder = tmp_path_factory.mktemp("exported")
-    files = {name: folder / f"{name}{FORMATS[name].ending}" for name in ("onnx", "openvino", "torch")}
-    for name, file in files.items():
-        export(classifier, ExportOptions(format=name, output=file, size=0), source="a test")
-    return files
+    names = {name: f"{name}{FORMATS[name].ending}" for name in ("onnx", "openvino", "torch")}
+
+    def fill(folder):
+        for name, file in names.items():
+            options = ExportOptions(format=name, output=folder / file, size=0)
+            export(classifier, options, source="a test")
+
+    folder = made_once("exported", fill)
+    return {name: folder / file for name, file in names.items()}
 
 
 @pytest.fixture(scope="session")
-def pixels_file(classifier, tmp_path_factory):
+def pixels_file(classifier, made_once):
     """The network for batches of four, with its normalisation inside, in bf16."""
-    file = tmp_path_factory.mktemp("pixels") / "pixels.xml"
-    options = ExportOptions(format="openvino", output=file, batch=4, dtype="bf16", include_preprocessing=True)
-    export(classifier, options, source="a test")
-    return file
 
+    def fill(folder):
+        options = ExportOptions(
+            format="openvino", output=folder / "pixels.xml", batch=4, dtype="bf16", include_preprocessing=True
+        )
+        export(classifier, options, source="a test")
 
-@pytest.fixture
-def copied(exported, tmp_path):
-    """Copies of the files, to be spoilt."""
-    found = {}
-    for name, file in exported.items():
-        for one in file.parent.glob(f"{file.stem}.*"):
-            shutil.copy(one, tmp_path)
-        found[name] = tmp_path / file.name
-    return found
+    return made_once("pixels", fill) / "pixels.xml"
 
 
 @pytest.fixture
