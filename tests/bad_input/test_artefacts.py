@@ -138,6 +138,8 @@ def test_files_that_cannot_be_measured(fails, spoilt):
     fails(*benchmark, "--model", "inceptionnext_debg", names=["inceptionnext_debug"])
 
 
-def test_a_file_shows_no_maps(fails, spoilt):
+def test_a_file_is_not_exported_again_and_shows_no_maps(fails, spoilt):
+    words = ["export", spoilt / "a.onnx", "--format", "openvino", "--output", spoilt / "b.xml"]
+    fails(*words, names=[spoilt / "a.onnx", "is exported already"])
     words = ["cam", spoilt / "a.png", "--checkpoint", spoilt / "a.onnx", "--output", spoilt / "o.png"]
     fails(*words, names=["an exported network", "RUN"])

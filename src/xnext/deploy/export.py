@@ -21,7 +21,7 @@ from xnext.deploy._artefact import Artefact, Format, How, files_of, seal
 from xnext.deploy._formats import FORMATS
 from xnext.deploy._runtime import Runtime
 from xnext.deploy.gate import Case, GateError, choose_pictures, compare, explain
-from xnext.deploy.network import Exported, make_program, round_all
+from xnext.deploy.network import Exported, Served, make_program, round_all
 from xnext.deploy.quantise import QUANTISERS, quantise
 from xnext.errors import UserError, suggest
 from xnext.evaluation.complexity import check_image_size
@@ -120,6 +120,8 @@ def export(
         UserError: Something of it cannot be; nothing is written.
     """
     format = check_options(options)
+    if isinstance(classifier.model, Served):
+        raise UserError(f"{source} is exported already; give the RUN or the weights that it came from")
     if options.dtype == "int8" and data is None:
         raise UserError("int8 needs --data SPEC, on which it is calibrated and measured")
     case = _make_case(classifier, options, format)
