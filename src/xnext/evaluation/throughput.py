@@ -63,8 +63,8 @@ class Plan:
         batch_size: Images a call; halved until they fit.
         image_size: In pixels a side; None: each network's own.
         repetitions: Calls of each way, which take turns.
-        dtype: One of ``DTYPES``; inference in fp32 measures the fused network in bf16 too. Training in bf16
-            and fp16 is by autocast, the latter with a scaled loss.
+        dtype: One of ``DTYPES``; inference in fp32 measures the fused network in bf16 too, where the device
+            has instructions for it. Training in bf16 and fp16 is by autocast, the latter with a scaled loss.
         layout: One of ``LAYOUTS``.
         compiled: Whether to measure compiled networks too.
     """
@@ -89,11 +89,16 @@ class Plan:
         last = layouts[-1]
         own = [Way(accelerated=True, dtype=self.dtype, channels_last=last)] if on_gpu else []
         if fusable and not self.training:
-            dtypes = (self.dtype, "bf16") if self.dtype == "fp32" else (self.dtype,)
+            dtypes = (self.dtype, "bf16") if self.dtype == "fp32" and self._has_bf16 else (self.dtype,)
             own += [Way(fused=True, dtype=dtype, channels_last=last) for dtype in dtypes]
         if self.compiled:
             own += [replace(way, compiled=True) for way in own]
         return ways + own
+
+    @property
+    def _has_bf16(self) -> bool:
+        """Whether bf16 is not merely emulated, which takes a CPU minutes a call."""
+        return self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @dataclass(frozen=True)
