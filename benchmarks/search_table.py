@@ -36,7 +36,7 @@ from rich.progress import track
 
 from xnext._files import make_folder, write_atomic
 from xnext.data import Preprocessing, load_data, write_packed
-from xnext.data._sources import _SubsetSource
+from xnext.data._sources import SubsetSource
 from xnext.models._registry import create_variant
 from xnext.search.space import Point, Space
 from xnext.search.trial import TRAINING
@@ -62,7 +62,7 @@ def write_digits(folder: Path) -> None:
     labels = np.asarray(data.train.labels)
     generator = np.random.default_rng(0)
     chosen = [generator.permutation(np.flatnonzero(labels == c))[:PICTURES] for c in range(len(data.classes))]
-    few = replace(data, train=_SubsetSource(data.train, np.concatenate(chosen)))
+    few = replace(data, train=SubsetSource(data.train, np.concatenate(chosen)))
     architecture = Space.load(str(SPACE)).architecture(next(Space.load(str(SPACE)).points()), WIDTH)
     network = create_variant(architecture.model, architecture.model_args, num_classes=len(data.classes))
     write_packed(few, Preprocessing.for_model(network, SIZE, crop_pct=1.0), folder)
