@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from xnext._files import require_writable, write_atomic
 from xnext._parser import Parser
 from xnext.cli._common import (
     Verb,
@@ -17,7 +16,6 @@ from xnext.cli._common import (
     fail,
     new_table,
     print_table,
-    require_ending,
     watched,
 )
 from xnext.cli.train import add_training_options, run_training
@@ -59,7 +57,7 @@ def _evaluate_options(parser: Parser) -> None:
         "--multi-scale", action="store_true",
         help="Show each image at six scales from 0.5 to 1.75, and mirrored, and average.",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path | None, metavar="FILE", help="Write all of it there, too.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
 
 
 def _evaluate(arguments: Namespace) -> int:
@@ -68,9 +66,6 @@ def _evaluate(arguments: Namespace) -> int:
     from xnext.segmentation.inference import MULTI_SCALE, ONE_VIEW, load_trained
 
     started = time.perf_counter()
-    if arguments.json is not None:
-        require_ending(arguments.json, ".json")
-        require_writable(arguments.json)  # told before an hour of work
     trained = load_trained(arguments.run)
     try:
         data = load_masks(arguments.data or trained.data, seed=trained.seed)
@@ -83,11 +78,10 @@ def _evaluate(arguments: Namespace) -> int:
     report: dict[str, Any] = {"model": trained.name, "decoder": trained.decoder, "data": data.name}
     report |= describe_views(views) | evaluate_masks(trained, data.val, views, watched).to_dict()
     report["seconds"] = round(time.perf_counter() - started, 3)
-    if arguments.json is not None:
-        write_atomic(arguments.json, (json.dumps(report, indent=2) + "\n").encode())
-    _print_report(report)
-    if arguments.json is not None:
-        print(f"wrote {arguments.json}")
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        _print_report(report)
     return 0
 
 
@@ -203,7 +197,7 @@ _WORDS = {
         "Measure a segmentation network on held-out images with masks.", _evaluate_options, _evaluate,
         (
             "xnext segment evaluate runs/ade",
-            "xnext segment evaluate runs/ade --data ADE/ --slide --multi-scale --json ade.json",
+            "xnext segment evaluate runs/ade --data ADE/ --slide --multi-scale --json",
         ),
     ),
     "predict": Verb(
