@@ -171,8 +171,10 @@ def test_tiles(trained):
     assert Tiles.of(trained, 1024, 100) == Tiles(1024, 128)
     assert Tiles.of(trained, 200) == Tiles(224, 32)
     assert Tiles.of(trained, 4096).overlap == trained.reach
-    for side, overlap in ((100, 50), (64, -1), (0, 0)):
-        with pytest.raises(UserError, match=f"--overlap is {overlap} and --tile {side}"):
+    assert Tiles.of(trained, 64, 20) == Tiles(96, 32), "in whole strides, and something is left of a tile"
+    wrong = {(100, 50): "--overlap is 50 and --tile 100", (64, -1): "overlap is -1", (0, 0): "tile is 0"}
+    for (side, overlap), told in wrong.items():
+        with pytest.raises(UserError, match=told):
             Tiles.of(trained, side, overlap)
 
 

@@ -145,3 +145,22 @@ def test_what_cannot_be_read_is_reported_and_left_out(copy):
     assert set(told) == {"0000.png", "0002.png", "0005.png"}
     assert "mode RGB" in told["0000.png"] and "is no image" in told["0002.png"]
     assert report.images["train"].tolist() == [9, 9]
+
+
+def test_no_value_that_is_no_class_becomes_one_that_is_ignored(tmp_path):
+    for part in ("train", "val"):
+        save(tmp_path / f"images/{part}/a.png", np.zeros((2, 2, 3), np.uint8))
+        (tmp_path / f"masks/{part}").mkdir(parents=True)
+        Image.fromarray(np.array([[1, 2], [255, 256]], np.uint16)).save(tmp_path / f"masks/{part}/a.png")
+    (tmp_path / "classes.txt").write_text("road\nsky\n")
+    data = load_masks(f"{tmp_path}?first=1")
+    assert data.train.mask(0).tolist() == [[0, 1], [IGNORE, 256]]
+    with pytest.raises(UserError, match=r"masks/train/a.png \(256\)"):
+        check_masks(data)
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_files_that_differ_in_their_endings(copy, kind):
+    Image.new("L", (64, 64)).save(copy / kind / "train/0003.tif")
+    with pytest.raises(UserError, match=r"0003.* and .*0003.* differ in their endings alone"):
+        load_masks(str(copy))

@@ -234,6 +234,8 @@ def test_words_that_are_wrong(fails, run, digits, tmp_path):
         (["segment", "predict", image, "--checkpoint", tmp_path / "none"], "no run and no weight file"),
         ([*predict, "--tile", "64"], "are of --full-size"),
         ([*predict, "--full-size", "--overlap", "600"], "must be less than half"),
+        ([*predict, "--full-size", "--overlap", "-5"], "--overlap is -5; it must be at least 0"),
+        ([*predict, "--full-size", "--tile", "0"], "--tile is 0; it must be at least 1"),
     ):
         assert told in fails(*words)
 
@@ -250,8 +252,11 @@ def test_masks_that_would_be_lost(fails, run, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     words = ["segment", "predict", "--checkpoint", run, "--output", tmp_path]
+    assert "holds other files" in fails(*words, tmp_path / "a.png")
+    (tmp_path / "legend.png").write_bytes(b"")
+    assert "lies in --output" in fails(*words, tmp_path / "masks/b.png")
+    words[-1] = tmp_path / "out"
     assert "would both become" in fails(*words, tmp_path / "a.png", tmp_path / "a.bmp")
-    assert "is one of the images" in fails(*words, tmp_path / "masks/b.png")
 
 
 def test_runs_of_the_other_kind(fails, run, digits, tmp_path):

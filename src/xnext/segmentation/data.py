@@ -68,7 +68,9 @@ class MaskSource(ImageSource):
         """
         values = decode_mask(self._masks.content(index), self.mask_name(index))
         ignored = (values == IGNORE) | ((values >= 0) & (values < self._first))
-        return np.where(ignored, IGNORE, values - self._first)
+        places = values - self._first
+        # A value that is no class must not become one that is ignored.
+        return np.where(ignored, IGNORE, np.where(places == IGNORE, values, places))
 
     def pair(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """Return picture ``index`` as RGB, and its mask.
@@ -260,14 +262,21 @@ def _read_names(path: Path, text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+def _by_stem(folder: Path) -> dict[Path, Path]:
+    """Return the pictures below a folder by their paths in it without endings."""
+    files: dict[Path, Path] = {}
+    for file in images_below(folder):
+        other = files.setdefault(file.relative_to(folder).with_suffix(""), file)
+        if other != file:
+            raise UserError(f"{other} and {file} differ in their endings alone; rename or remove one")
+    return files
+
+
 def _pair(images: Path, masks: Path) -> Pairs:
     """Return images with their masks, by their paths without endings."""
     if not masks.is_dir():
         raise UserError(f"{masks}: no such folder; it must have the masks of {images}")
-    pictures, found = (
-        {file.relative_to(folder).with_suffix(""): file for file in images_below(folder)}
-        for folder in (images, masks)
-    )
+    pictures, found = _by_stem(images), _by_stem(masks)
     alone = [str(pictures[key]) for key in pictures if key not in found]
     if alone:
         raise UserError(f"{masks}: has no mask of {shorten(alone)}; add them, or remove the images")

@@ -208,7 +208,10 @@ class Tiles:
     overlap: int
 
     def __post_init__(self) -> None:
-        if not 0 <= 2 * self.overlap < self.side:
+        if self.side < 1 or self.overlap < 0:
+            name, value, least = ("tile", self.side, 1) if self.side < 1 else ("overlap", self.overlap, 0)
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
+        if 2 * self.overlap >= self.side:
             raise UserError(
                 f"--overlap is {self.overlap} and --tile {self.side}; the overlap must be less than half"
             )
@@ -230,7 +233,8 @@ class Tiles:
             overlap = side // 4 // stride * stride
             overlap = overlap if trained.reach is None else min(overlap, trained.reach)
         asked = cls(side, overlap)
-        return cls(*(math.ceil(pixels / stride) * stride for pixels in (asked.side, asked.overlap)))
+        side, overlap = (math.ceil(pixels / stride) * stride for pixels in (asked.side, asked.overlap))
+        return cls(max(side, 2 * overlap + stride), overlap)
 
 
 def answer_in_tiles(trained: Trained, image: Image.Image, tiles: Tiles) -> np.ndarray:

@@ -14,6 +14,8 @@ from xnext.segmentation.data import CLASSES_FILE
 from xnext.segmentation.inference import Tiles, Trained, answer, answer_in_tiles
 from xnext.segmentation.pictures import draw_legend, draw_mask, draw_overlay
 
+_LEGEND = "legend.png"
+
 
 @dataclass(frozen=True)
 class Segmented:
@@ -40,22 +42,23 @@ def plan_files(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
         output: Folder of the results.
 
     Raises:
-        UserError: A path is missing, or a folder holds no image; two images would become one mask, or a mask
-            would replace an image.
+        UserError: A path is missing, or a folder holds no image; two images would become one mask, or what is
+            there would be replaced that is not of an earlier call.
     """
+    if output.is_dir() and any(output.iterdir()) and not (output / _LEGEND).exists():
+        raise UserError(f"--output {output} holds other files, which may be replaced; choose a new folder")
     planned: dict[Path, Path] = {}
     for path in paths:
         for image in find_images([path]):
             name = image.relative_to(path) if path.is_dir() else Path(image.name)
             planned[image] = output / "masks" / name.parent / f"{name.stem}.png"
-    images = {image.resolve() for image in planned}
     taken: dict[Path, Path] = {}
     for image, mask in planned.items():
         other = taken.setdefault(mask, image)
         if other.resolve() != image.resolve():
             raise UserError(f"{other} and {image} would both become {mask}; give each an --output of its own")
-        if mask.resolve() in images:
-            raise UserError(f"{mask}: is one of the images, which would be replaced; choose another --output")
+        if image.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"{image} lies in --output {output} and may be replaced; choose another folder")
     return planned
 
 
@@ -84,8 +87,8 @@ def write_masks(
         mask = answer(trained, image) if tiles is None else answer_in_tiles(trained, image, tiles)
         if not begun:
             make_folder(output)
+            write_figure(output / _LEGEND, draw_legend(classes))  # first: by it the folder is known again
             write_atomic(output / CLASSES_FILE, "".join(f"{name}\n" for name in classes).encode())
-            write_figure(output / "legend.png", draw_legend(classes))
             begun = True
         make_folder(target.parent)
         write_atomic(target, draw_mask(mask, len(classes)))
