@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from samples import picture
@@ -92,6 +93,9 @@ def test_what_cannot_be_exported(fails, trained, tmp_path):
     fails(*export, *to, "--batch", "two", names=["--batch 'two' must be `dynamic` or a whole number"])
     fails(*export, *to, "--size", "0", names=["--size '0'"])
     fails(*export, *to, "--size", "3", names=["image size 3 is too small for inceptionnext_debug"])
+    fails(*export, *to, "--size", "3", names=["use --size"])
+    fails(*export, *to, "--batch", "1000000000", names=["1000000000 images of", "smaller --batch"])
+    fails(*export, *to, "--max-drop", "1", names=["--max-drop is of --int8"])
     fails(*export, *to, "--data", "digits", names=["'cat', 'dog', 'owl'"])
     fails("export", "--format", *to, names=["give a RUN, --checkpoint FILE or --model NAME"])
     fails(*export, *to, "--checkpoint", "b.pth", names=["either a RUN or --checkpoint"])
@@ -115,6 +119,14 @@ def test_an_operator_that_a_format_lacks(fails, trained, tmp_path, monkeypatch):
         "export", trained, "--format", "onnx", "--output", tmp_path / "a.onnx",
         names=["inceptionnext_debug cannot be exported to onnx (No decompositions", "aten.magic)"],
     )  # fmt: skip
+
+
+def test_a_full_disk_is_told_before_an_exporter_fails_on_it(fails, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=300_000))
+    for format, name in (("torch", "a.pt2"), ("openvino", "a.xml")):
+        words = ["export", trained, "--format", format, "--output", tmp_path / name]
+        fails(*words, names=[tmp_path / name, "disk is full"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_that_is_stopped_in_the_middle_leaves_nothing(trained, tmp_path, monkeypatch):

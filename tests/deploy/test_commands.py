@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from untrained import CLASSES
 
-from conftest import CLASSES
 from xnext import cli
 from xnext.evaluation.predict import load_classifier, predict
 from xnext.models import save_checkpoint

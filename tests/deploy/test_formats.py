@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from untrained import make_classifier
 
 import xnext
-from conftest import make_classifier
 from xnext.deploy import FORMATS, Runtime, read_artefact
 from xnext.deploy._artefact import How
 from xnext.deploy.export import ExportOptions, _make_case

@@ -1,16 +1,17 @@
 import copy
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from untrained import make_classifier
 
-from conftest import make_classifier
 from xnext.deploy import FORMATS
-from xnext.deploy.export import ExportOptions, export
-from xnext.deploy.gate import GateError, _agrees, _error, _split, choose_pictures
+from xnext.deploy.export import ExportOptions, _make_case, export
+from xnext.deploy.gate import GateError, _agrees, _error, _photographs, _split, choose_pictures, compare
 from xnext.deploy.network import round_all
 from xnext.errors import UserError
 
@@ -65,6 +66,24 @@ def test_batches_are_of_each_size_and_cover_all_pictures():
     assert [len(part) for part in _split(45, None)] == [1, 3, 16, 16, 9]
     assert np.unique(np.concatenate(list(_split(20, 8)))).tolist() == list(range(20))
     assert [len(part) for part in _split(20, 8)] == [8, 8, 8]
+
+
+def test_every_batch_is_tried_also_with_few_pictures(classifier):
+    sizes = []
+
+    class Right:
+        computes = "fp32"
+
+        def __call__(self, images):
+            sizes.append(len(images))
+            with torch.inference_mode():
+                return [classifier.model(torch.from_numpy(images)).numpy()]
+
+    options = ExportOptions(format="onnx", output=Path("a.onnx"))
+    case = _make_case(classifier, options, FORMATS["onnx"])
+    result = compare(Right(), case, list(_photographs(5)))
+    assert sizes == [1, 3, 16] and result["batches"] == [1, 3, 16]
+    assert result["passed"] and result["pictures"] == 5
 
 
 def test_pictures_are_held_out_ones_of_the_training_or_photographs(caplog):

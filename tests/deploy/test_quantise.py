@@ -3,11 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from untrained import CLASSES, make_classifier
 
-from conftest import CLASSES, make_classifier
 from xnext.data import ArraySource, ImageData
 from xnext.deploy import FORMATS, Runtime, read_artefact
 from xnext.deploy.export import ExportOptions, _make_case, export
+from xnext.deploy.gate import GateError
 from xnext.deploy.quantise import QUANTISERS, Quantiser, quantise
 from xnext.errors import UserError
 
@@ -66,6 +67,19 @@ def test_layers_that_cost_accuracy_stay_as_they_were(tmp_path, data, max_drop, k
     assert found["drop"] == pytest.approx(100 - found["int8"]) and found["drop"] <= max_drop
     assert path.read_text().split() == [layer for layer in layers if layer not in kept]
     assert calls[0] == []
+
+
+def test_a_quantiser_that_spoils_a_file_whatever_it_leaves(tmp_path, data):
+    def write(path, inputs, left, output):
+        output.write_text("b d")
+
+    format = replace(FORMATS["onnx"], load=Pretended)
+    path = tmp_path / "a.onnx"
+    path.write_text("")
+    options = ExportOptions(format="onnx", output=path, batch=2, include_preprocessing=True)
+    case = _make_case(make_classifier(), options, format)
+    with pytest.raises(GateError, match=r"top-1 drops from 100.00 to 71.43 % although no layer is quantised"):
+        quantise(format, Quantiser(lambda _: ["b", "d"], write, ()), path, case, data, 0.5)
 
 
 @pytest.mark.parametrize("format", ["openvino", "onnx"])

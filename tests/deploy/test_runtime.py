@@ -129,3 +129,14 @@ def test_options_that_there_are_not(exported):
         Runtime(exported["onnx"], threads=0)
     with pytest.raises(UserError, match="batch_size is 0"):
         list(Runtime(exported["onnx"]).predict_many([], batch_size=0))
+    runtime = Runtime(exported["onnx"])
+    large, small = (np.zeros((3, side, side), np.float32) for side in (32, 33))
+    for call, told in (
+        (lambda: runtime([1, 2]), "not list"),
+        (lambda: list(runtime.predict_many([large, small])), "have different shapes"),
+        (lambda: list(runtime.predict_many([None])), "not NoneType"),
+        (lambda: list(runtime.predict_many("a.png")), "takes a list of pictures"),
+        (lambda: Runtime(exported["onnx"], threads="2"), "threads is '2'"),
+    ):
+        with pytest.raises(UserError, match=told):
+            call()

@@ -49,8 +49,8 @@ def _options(parser: Parser) -> None:
         "Default without --int8: what RUN held out, else photographs.",
     )  # fmt: skip
     parser.add_argument(
-        "--max-drop", type=float, default=0.5, metavar="POINTS",
-        help="How much accuracy int8 may cost; layers stay in higher precision until it holds.",
+        "--max-drop", type=float | None, metavar="POINTS",
+        help="What --int8 may cost, by default 0.5; layers stay in higher precision until it holds.",
     )  # fmt: skip
     parser.add_argument(
         "--batch", type=str, default=_DYNAMIC, metavar="N", help="Images a call; `dynamic`: any number."
@@ -79,11 +79,14 @@ def _run(arguments: Namespace) -> int:
     checkpoint = arguments.run or arguments.checkpoint
     if checkpoint is None and arguments.model is None:
         raise UserError("give a RUN, --checkpoint FILE or --model NAME; see xnext export --help")
+    if arguments.max_drop is not None and not arguments.int8:
+        raise UserError("--max-drop is of --int8; add it, or leave --max-drop out")
     size = _number("--size", arguments.size)
+    drop = ExportOptions.max_drop if arguments.max_drop is None else arguments.max_drop
     options = ExportOptions(
         format=arguments.format, output=arguments.output, dtype="int8" if arguments.int8 else arguments.dtype,
         batch=_number("--batch", arguments.batch) or None, size=size, fused=arguments.fuse,
-        include_preprocessing=arguments.include_preprocessing, max_drop=arguments.max_drop,
+        include_preprocessing=arguments.include_preprocessing, max_drop=drop,
     )  # fmt: skip
     check_options(options)
     classifier = load_classifier(checkpoint, arguments.model)

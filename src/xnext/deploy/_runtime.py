@@ -48,8 +48,8 @@ class Runtime:
             raise UserError(
                 f"mode {mode!r}: choose {' or '.join(get_args(Mode))}.{suggest(mode, get_args(Mode))}"
             )
-        if threads is not None and threads < 1:
-            raise UserError(f"threads is {threads}; it must be at least 1")
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise UserError(f"threads is {threads!r}; it must be a whole number of at least 1")
         self.path = Path(path)
         self.artefact, format = read_artefact(self.path)
         format.require_runtime()
@@ -83,7 +83,11 @@ class Runtime:
             return call_in_batches(self._session, images, self.artefact.batch)
         except Exception as error:  # each runtime has its own
             shape = "x".join(map(str, images.shape[2:]))
-            raise UserError(f"{self.path} cannot take images of {shape} pixels: {_reason(error)}") from error
+            raise UserError(
+                f"{self.path} cannot take images of {shape} pixels; it was exported for "
+                f"{self.preprocessing.image_size}, and much smaller or larger ones may not do "
+                f"({_reason(error)})"
+            ) from error
 
     def prepare(self, image: Picture) -> np.ndarray:
         """Return a picture as the network sees it.
@@ -99,6 +103,8 @@ class Runtime:
         """
         if isinstance(image, np.ndarray):
             return image
+        if not isinstance(image, str | Path | Image.Image):
+            raise UserError(f"a picture is a file, a Pillow image or an array, not {type(image).__name__}")
         picture = image.convert("RGB") if isinstance(image, Image.Image) else decode_image(Path(image))
         pixels = to_pixels(picture, self.preprocessing)
         return pixels if self.artefact.include_preprocessing else normalise(pixels, self.preprocessing)
@@ -114,8 +120,10 @@ class Runtime:
         Raises:
             UserError: A picture cannot be read, or the network does not take it.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be a whole number of at least 1")
+        if isinstance(images, str | Path | Image.Image):
+            raise UserError(f"predict_many takes a list of pictures, not one: [{images!r}]")
         pictures, size = iter(images), self.artefact.batch or batch_size
         pending: deque[Future[np.ndarray]] = deque()
         while batch := list(islice(pictures, size)):
@@ -133,10 +141,16 @@ class Runtime:
         return powers / powers.sum(axis=-1, keepdims=True)
 
     def _predict(self, pictures: list[Picture]) -> np.ndarray:
-        return self(np.stack([self.prepare(picture) for picture in pictures]))
+        prepared = [self.prepare(picture) for picture in pictures]
+        if len({one.shape for one in prepared}) > 1:
+            shapes = sorted({str(list(one.shape)) for one in prepared})
+            raise UserError(f"pictures of one batch have different shapes: {', '.join(shapes)}")
+        return self(np.stack(prepared))
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         """Return a batch contiguous in memory, after checking all that the artefact says of it."""
+        if not isinstance(images, np.ndarray):
+            raise UserError(f"images are an array [N, C, H, W], not {type(images).__name__}")
         kind = np.uint8 if self.artefact.include_preprocessing else np.float32
         channels, size = self.preprocessing.in_chans, self.artefact.size
         sides = {size} if size else set(images.shape[2:])

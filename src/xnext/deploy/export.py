@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,13 +26,16 @@ from xnext.deploy._runtime import Runtime
 from xnext.deploy.gate import Case, GateError, choose_pictures, compare, explain
 from xnext.deploy.network import Exported, Served, make_program, round_all
 from xnext.deploy.quantise import QUANTISERS, quantise
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError, is_out_of_memory, suggest
 from xnext.evaluation.complexity import check_image_size
 from xnext.evaluation.predict import Classifier
 from xnext.kernels import fuse
 from xnext.models._network import Network
+from xnext.training.interrupts import clean_exit
 
 _LARGER = 1.25  # the second size that is tried where any may come; then a multiple of
+_ROOM = 2  # times the weights: a file is written, then sealed
+_LEAST_ROOM = 2**20  # bytes beside them
 _MULTIPLE = 32  # pixels, to which the networks' strides go
 
 
@@ -127,6 +133,7 @@ def export(
     case = _make_case(classifier, options, format)
     pictures, where = choose_pictures(data or classifier.data, classifier.seed, case.dtype)
     with _workplace(options.output) as folder:
+        _require_room(case.exported, options.output)
         path = folder / options.output.name
         _write(case, format, options, classifier.name, path)
         session = format.load(path, How(dtype=case.dtype))
@@ -136,7 +143,12 @@ def export(
         result["data"] = where
         if options.dtype == "int8":
             assert data is not None, "checked above"
-            result["int8"] = quantise(format, QUANTISERS[options.format], path, case, data, options.max_drop)
+            try:
+                result["int8"] = quantise(
+                    format, QUANTISERS[options.format], path, case, data, options.max_drop
+                )
+            except GateError as error:
+                raise GateError(f"{options.output} was not written: {error}") from error
         artefact = Artefact(
             format=options.format,
             model_name=classifier.name,
@@ -173,7 +185,7 @@ def _make_case(classifier: Classifier, options: ExportOptions, format: Format) -
         sizes.append(-int(-_LARGER * pre.image_size // _MULTIPLE) * _MULTIPLE)
     original = copy.deepcopy(classifier.model).cpu().float().eval()
     for size in sizes:
-        check_image_size(original, size, classifier.name)
+        check_image_size(original, size, classifier.name, option="--size")
     fused = options.fused and isinstance(original, Network)
 
     def copy_network() -> nn.Module:
@@ -199,18 +211,35 @@ def _write(case: Case, format: Format, options: ExportOptions, name: str, path: 
     """
     size, channels = case.sizes[0], case.pre.in_chans
     kind = torch.uint8 if options.include_preprocessing else torch.float32
-    # An axis of one would not be taken for a dynamic one.
-    example = torch.zeros(options.batch or 2, channels, size, size, dtype=kind)
     try:
+        # An axis of one would not be taken for a dynamic one.
+        example = torch.zeros(options.batch or 2, channels, size, size, dtype=kind)
         program = make_program(case.exported, example, case.batch is None, case.dynamic_size)
         format.write(program, path, case.dtype)
     except OSError:
         raise
-    except Exception as error:  # an operator that is not supported has another exception in each exporter
+    except Exception as error:
+        if is_out_of_memory(error):
+            what = f"{options.batch or 2} images of {size}x{size} pixels"
+            raise UserError(
+                f"{what} do not fit into the memory; choose a smaller --batch or --size"
+            ) from error
+        # An operator that is not supported has another exception in each exporter.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{name} cannot be exported to {options.format} ({reason}); choose another --format"
         ) from error
+
+
+def _require_room(network: nn.Module, output: Path) -> None:
+    """Refuse where a file does not fit on the disk, which some exporters cannot tell without aborting.
+
+    Raises:
+        OSError: The disk is too full.
+    """
+    needed = _ROOM * sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    if shutil.disk_usage(output.parent).free < needed + _LEAST_ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _arguments(model: nn.Module) -> dict[str, object]:
@@ -232,9 +261,12 @@ def _load_sealed(path: Path) -> tuple[Runtime, float]:
 def _workplace(output: Path) -> Iterator[Path]:
     """Yield a folder beside a file, from which what was made there can be moved at once."""
     try:
-        with tempfile.TemporaryDirectory(
-            dir=output.parent, prefix=f".{output.name}.", suffix=".tmp"
-        ) as folder:
+        with (
+            clean_exit(),
+            tempfile.TemporaryDirectory(
+                dir=output.parent, prefix=f".{output.name}.", suffix=".tmp"
+            ) as folder,
+        ):
             yield Path(folder)
     except OSError as error:
         raise write_error(output, error) from error

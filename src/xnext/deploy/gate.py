@@ -118,6 +118,8 @@ def compare(session: Session, case: Case, pictures: Sequence[Image.Image]) -> di
     for size in case.sizes:
         pre = replace(case.pre, image_size=size)
         pixels = np.stack([to_pixels(picture, pre) for picture in pictures])
+        if len(pixels) < sum(BATCHES) and case.batch is None:  # each batch is tried, with some shown again
+            pixels = pixels[np.resize(np.arange(len(pixels)), sum(BATCHES))]
         for part in _split(len(pixels), case.batch):
             batches.add(len(part))
             expected = _original(case.original, normalise(pixels[part], pre))
@@ -138,10 +140,11 @@ def compare(session: Session, case: Case, pictures: Sequence[Image.Image]) -> di
 
 def explain(result: Mapping[str, Any], case: Case, format: Format, picture: Image.Image) -> str:
     """Return in one line how an export that failed differs, and where it begins to."""
-    bound = f"at most {TOLERANCE:g}" if case.dtype == "fp32" else "which may"
+    bound = f" (at most {TOLERANCE:g})" if case.dtype == "fp32" else ""
     return (
-        f"it does not compute what the network does: logits differ by {result['error']:.2g} of the largest "
-        f"({bound}), and the most probable class is the same on {result['agreement']:.1%} of the pictures "
+        f"it does not compute what the network does: logits differ by {result['error']:.2g} of the "
+        f"largest{bound}, and the most probable class is the same on {result['agreement']:.1%} of the "
+        "pictures "
         f"({'all' if case.dtype == 'fp32' else f'{AGREEMENT:.0%}'} must be). "
         f"{_first_difference(case, format, picture)}"
     )

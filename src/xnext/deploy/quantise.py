@@ -24,7 +24,7 @@ from xnext.data import (
 from xnext.data._preprocessing import normalise, to_pixels
 from xnext.deploy._artefact import Format, How, Session, files_of
 from xnext.deploy._runtime import call_in_batches
-from xnext.deploy.gate import Case
+from xnext.deploy.gate import Case, GateError
 from xnext.errors import UserError
 from xnext.evaluation.accuracy import METRICS, evaluate
 
@@ -129,6 +129,7 @@ def quantise(
         and the names of those that were ``kept`` in float32.
 
     Raises:
+        GateError: Accuracy drops by more, even with no layer quantised.
         UserError: Not one picture can be read.
     """
     layers = quantiser.list_layers(path)
@@ -145,6 +146,11 @@ def quantise(
             break
         ranked = ranked or _rank(format, quantiser, path, layers, inputs)
         kept = ranked[: max(1, 2 * len(kept))]
+    if not before - after <= max_drop:
+        raise GateError(
+            f"{METRICS[metric]} drops from {before:.2f} to {after:.2f} % although no layer is quantised, and"
+            f" may by {max_drop:g} points: the quantised file does not compute what the network does"
+        )
     for new, old in zip(files_of(output), files_of(path), strict=True):
         new.replace(old)
     return {

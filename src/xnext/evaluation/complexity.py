@@ -86,15 +86,26 @@ def smallest_image_size(model: nn.Module, limit: int = 512, first: int = 1) -> i
     raise UserError(f"{type(model).__name__} takes no image of {first} to {last} pixels a side")
 
 
-def check_image_size(model: nn.Module, size: int, name: str = "the network") -> None:
+def check_image_size(
+    model: nn.Module, size: int, name: str = "the network", option: str = "--image-size"
+) -> None:
     """Check that ``model`` takes square images of ``size`` pixels a side.
+
+    Args:
+        model: On any device.
+        size: In pixels.
+        name: What the line calls it.
+        option: By which the user gave the size.
 
     Raises:
         UserError: It does not; the line names the smallest size that works.
     """
-    if not takes(copy.deepcopy(model).to("meta").eval(), size):
-        smallest = smallest_image_size(model)
-        raise UserError(f"image size {size} is too small for {name}; use --image-size {smallest} or more")
+    if takes(copy.deepcopy(model).to("meta").eval(), size):
+        return
+    smallest = smallest_image_size(model)
+    if size < smallest:
+        raise UserError(f"image size {size} is too small for {name}; use {option} {smallest} or more")
+    raise UserError(f"{name} does not take images of {size} pixels; {option} {smallest} is one that it does")
 
 
 def takes(network: nn.Module, size: int) -> bool:
