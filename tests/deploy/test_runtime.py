@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -120,6 +122,32 @@ def test_images_that_it_cannot_take(exported, format, images, words):
 def test_images_of_another_size_than_the_fixed_one(pixels_file):
     with pytest.raises(UserError, match=r"takes uint8 \[N, 3, 32, 32\], not uint8 \[1, 3, 64, 64\]"):
         Runtime(pixels_file)(np.zeros((1, 3, 64, 64), np.uint8))
+
+
+LOADED = """
+import ctypes, sys
+from xnext.deploy import Runtime
+from xnext.deploy._openvino import _SignalStack
+
+def stack():
+    found = _SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found.address, found.flags
+
+before = stack()
+runtime = Runtime(sys.argv[1])
+runtime(runtime.prepare(sys.argv[2])[None])
+print(before == stack())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stack is Linux's")
+def test_openvino_leaves_no_stack_for_signals_behind(exported, tmp_path):
+    """Its memory goes with the network; Python's handlers would crash on it."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    words = [sys.executable, "-c", LOADED, str(exported["openvino"]), str(tmp_path / "a.png")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done
 
 
 def test_options_that_there_are_not(exported):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import html
 import re
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,30 @@ def _read(content: bytes) -> str:
     return html.unescape(_METADATA.findall(content)[-1].decode())
 
 
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """Let this thread keep its stack for signals, or that it has none, while OpenVINO's CPU plugin is loaded.
+
+    The plugin sets a small one whose memory goes with the network, and after that each of Python's handlers,
+    for Ctrl-C or of a DataLoader, may end the process with a segmentation fault.
+    """
+    sigaltstack = getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
+    stack = _SignalStack()
+    if sigaltstack is None or sigaltstack(None, ctypes.byref(stack)) != 0:
+        yield
+        return
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(stack), None)
+
+
 class _Session:
     """A model compiled for the CPU, with requests of its own for each thread that asks."""
 
@@ -61,7 +89,8 @@ class _Session:
         if how.threads is not None:
             options["INFERENCE_NUM_THREADS"] = how.threads
         core = openvino.Core()
-        self._compiled = core.compile_model(core.read_model(path), "CPU", options)
+        with own_signal_stack():
+            self._compiled = core.compile_model(core.read_model(path), "CPU", options)
         self.workers = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.computes = how.dtype if how.dtype == "int8" else _COMPUTES.get(precision, precision)

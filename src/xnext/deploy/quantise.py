@@ -59,16 +59,17 @@ def _openvino_quantise(path: Path, inputs: Sequence[np.ndarray], kept: Sequence[
     import nncf
     import openvino
 
-    from xnext.deploy._openvino import save
+    from xnext.deploy._openvino import own_signal_stack, save
 
     nncf.set_log_level(logging.ERROR)
-    model = nncf.quantize(
-        openvino.Core().read_model(path),
-        nncf.Dataset(inputs),
-        preset=nncf.QuantizationPreset.MIXED,  # what comes out of a GELU is not symmetric
-        subset_size=len(inputs),
-        ignored_scope=nncf.IgnoredScope(names=list(kept)),
-    )
+    with own_signal_stack():
+        model = nncf.quantize(
+            openvino.Core().read_model(path),
+            nncf.Dataset(inputs),
+            preset=nncf.QuantizationPreset.MIXED,  # what comes out of a GELU is not symmetric
+            subset_size=len(inputs),
+            ignored_scope=nncf.IgnoredScope(names=list(kept)),
+        )
     save(model, output, "int8")
 
 
