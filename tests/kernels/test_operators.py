@@ -33,6 +33,14 @@ GEOMETRIES = [
 ]  # fmt: skip
 
 
+MOVES = {
+    "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    "stride": st.sampled_from([1, 2]),
+    "dilation": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    "padding": st.tuples(st.integers(0, 4), st.integers(0, 4)),
+}
+
+
 def draw(*shape: int, dtype=torch.float32, device="cpu", seed=0) -> Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
     return values.to(device, dtype)
@@ -215,10 +223,7 @@ def test_what_is_no_number_spreads_as_in_pytorch(device, stride, value, place):
 @pytest.mark.filterwarnings("ignore:invalid value")
 @settings(max_examples=50, deadline=None)
 @given(
-    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    stride=st.sampled_from([1, 2]),
-    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    **MOVES,
     which=st.integers(0, 1),
     value=st.sampled_from([math.nan, math.inf, -math.inf]),
     place=st.tuples(st.integers(0, 99), st.integers(0, 99)),
@@ -248,10 +253,7 @@ def test_only_taps_that_see_what_is_no_number_are_spoilt(
 @pytest.mark.filterwarnings("ignore:invalid value")
 @settings(max_examples=50, deadline=None)
 @given(
-    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    stride=st.sampled_from([1, 2]),
-    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    **MOVES,
     value=st.sampled_from([math.nan, math.inf, -math.inf]),
     tap=st.tuples(st.integers(0, 4), st.integers(0, 4)),
 )

@@ -124,3 +124,13 @@ def test_smallest_image_size_is_the_smallest(name):
     check_image_size(model, size)
     with pytest.raises(xnext.UserError, match=f"use --image-size {size} or more"):
         check_image_size(model, size - 1, name)
+
+
+def test_a_network_of_one_size_names_it():
+    model = timm.create_model("vit_tiny_patch16_224")
+    with pytest.raises(
+        xnext.UserError, match="vit does not take images of 288 pixels; --size 224 is one that it"
+    ):
+        check_image_size(model, 288, "vit", option="--size")
+    with pytest.raises(xnext.UserError, match="image size 64 is too small for vit; use --size 224 or more"):
+        check_image_size(model, 64, "vit", option="--size")

@@ -1,6 +1,7 @@
 """The data spec: one string that says where images come from."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -91,12 +92,18 @@ def load_data(spec: str, *, seed: int = 0) -> ImageData:
         raise UserError(f"the data spec is empty; give {_SPECS}")
     if spec == "digits":
         return _load_digits()
-    try:
+    with reading(spec):
         kind = _find_kind(spec)
         if not kind:
             return _load_folder(spec, seed)
-        target, options = kind.parse(spec)
-        return kind.load(spec, target, options, seed)
+        return kind.load(spec, *kind.parse(spec), seed)
+
+
+@contextmanager
+def reading(spec: str) -> Iterator[None]:
+    """Turn what the system says where data cannot be read into the line that names their spec."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{spec}: cannot be read ({error.strerror or error})") from error
 
@@ -131,15 +138,13 @@ def load_pictures(specs: Sequence[str]) -> ImageSource:
 
 
 def _find_pictures(spec: str) -> ImageSource:
-    try:
+    with reading(spec):
         kind = _find_kind(spec, _PICTURES)
         if kind:
             spec = kind.absolute_spec(spec)
             return kind.load(spec, *kind.parse(spec))
         files = find_images([Path(absolute_path(spec))])
         return FileSource(files, unlabelled(len(files)))
-    except OSError as error:
-        raise UserError(f"{spec}: cannot be read ({error.strerror or error})") from error
 
 
 def absolute_path(text: str) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from xnext.data import BadImageError, FileSource, ImageSource, unlabelled, user_path
 from xnext.data._decode import decode_by, images_below
 from xnext.data._hub import load_hub_pairs
-from xnext.data._load import SpecKind, absolute_folder, absolute_path
+from xnext.data._load import SpecKind, absolute_folder, absolute_path, reading
 from xnext.data._sources import VAL_SHARE, SubsetSource
 from xnext.errors import UserError, shorten
 
@@ -142,11 +142,8 @@ def load_masks(spec: str, seed: int = 0) -> MaskData:
         UserError: There are no such images, or not one mask for each.
     """
     kind = _find_kind(spec)
-    target, options = kind.parse(spec)
-    try:
-        return kind.load(spec, target, options, seed)
-    except OSError as error:
-        raise UserError(f"{spec}: cannot be read ({error.strerror or error})") from error
+    with reading(spec):
+        return kind.load(spec, *kind.parse(spec), seed)
 
 
 def absolute_mask_spec(spec: str) -> str:
