@@ -26,8 +26,8 @@ test-timm: $(VENV)/.installed-dev ## timm's own model tests on this project's ne
 	$(BIN)/python scripts/timm_tests.py
 
 lint: $(VENV)/.installed-dev ## format, style and type checks
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev ## format and mend what can be mended

@@ -14,8 +14,8 @@ import time
 
 import psutil
 import pytest
-from forked import begin
 
+from forked import begin
 from xnext.cli import main
 from xnext.errors import UserError
 from xnext.search import Search
