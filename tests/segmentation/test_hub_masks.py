@@ -112,7 +112,7 @@ def test_masks_that_are_missing_or_several(tmp_path):
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     data = load_masks(f"hf:{tmp_path}?train=train.parquet&val=train.parquet")
     report = check_masks(data)
-    assert report.unreadable == {"train[1]": "the file is empty", "val[1]": "the file is empty"}
+    assert report.findings["unreadable"] == [f"{part}[1]: the file is empty" for part in ("train", "val")]
     two = datasets.concatenate_datasets(
         [rows(range(3)), rows(range(3), "instance_mask").select_columns(["instance_mask"])], axis=1
     )

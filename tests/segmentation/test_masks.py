@@ -1,11 +1,13 @@
 """Images and masks in the layouts that there are, and what is wrong with them."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from xnext.cli import main
 from xnext.errors import UserError
 from xnext.segmentation.check import check_masks
 from xnext.segmentation.data import IGNORE, decode_mask, load_masks
@@ -37,7 +39,7 @@ def test_a_folder_of_pairs(digits):
     report = check_masks(data)
     expected = np.mean([data.train.mask(index) for index in range(12)])
     assert report.shares["train"] == pytest.approx([1 - expected, expected, 0])
-    assert report.images["train"].tolist() == [12, 12] and not report.unreadable
+    assert report.images["train"].tolist() == [12, 12] and not any(report.findings.values())
 
 
 def test_a_fifth_is_held_out_where_nothing_is(tmp_path):
@@ -96,6 +98,11 @@ def colour(folder):
     save(folder / "masks/train/0000.png", np.zeros((64, 64, 3), np.uint8))
 
 
+def rename_masks(folder):
+    for path in list((folder / "masks/train").iterdir()):
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+
+
 def remove(*parts):
     def change(folder):
         for part in parts:
@@ -108,13 +115,17 @@ def remove(*parts):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (break_class, "1 masks with values that are none of the 2 classes: .*0003.png \\(7\\)"),
-        (break_size, "another size: .*0001.png \\(63x64, its image 64x64\\)"),
+        (break_class, "masks with values that are none of the 2 classes \\(1\\): .*0003.png \\(7\\)"),
+        (
+            break_size,
+            "masks of another size than their image \\(1\\): .*0001.png \\(63x64, its image 64x64\\)",
+        ),
         (
             remove("masks/train/0003.png", "masks/train/0004.png"),
-            "has no mask of .*0003.png', .*0004.png'; add",
+            "images without a mask \\(2\\): .*0003.png', .*0004.png'; add",
         ),
         (ignore_all, "no place of any held-out mask has a class"),
+        (rename_masks, "no mask has the name of an image in .*train, as '0000', '0001' and 10 more"),
         (remove("masks"), "has no images/ with annotations/ or masks/"),
         (remove("masks/val"), "no such folder; it must have the masks"),
         (remove("images/val"), "has train/ alone"),
@@ -127,8 +138,47 @@ def remove(*parts):
 def test_what_is_wrong_is_told_by_name(copy, change, told):
     change(copy)
     with pytest.raises(UserError, match=told) as error:
-        check_masks(load_masks(str(copy)))
+        check_masks(load_masks(str(copy))).require_sound()
     assert "\n" not in str(error.value)
+
+
+def test_a_check_names_every_file(copy, capsys):
+    """A training ends with the first names of one kind; a check has them all, and goes on."""
+    for number in range(7):
+        save(copy / f"masks/train/{number:04}.png", np.full((64, 64), 200 + number, np.uint8))
+    (copy / "masks/train/0007.png").unlink()
+    (copy / "images/train/0008.png").unlink()
+    break_size(copy)
+    with pytest.raises(UserError, match=r"segment check .* --json lists them"):
+        load_masks(str(copy))
+    assert main(["segment", "check", str(copy), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    told = [(case[-14:-6], case[-5:]) for case in report["values"]]
+    assert told == [(f"{number:04}.png", f"({200 + number})") for number in range(7)]
+    assert [name[-8:] for name in report["without_mask"] + report["without_image"]] == [
+        "0007.png",
+        "0008.png",
+    ]
+    assert len(report["sizes"]) == 1 and not report["unreadable"]
+    assert [row["train"]["masks"] for row in report["classes"]] == [3, 3]
+    assert main(["segment", "check", str(copy)]) == 0
+    printed = capsys.readouterr().out
+    assert "10 training and 4 held-out images with masks, 2 classes" in printed
+    assert "masks with values that are none of the 2 classes (7):" in printed
+    assert "and 2 more, which --json lists" in printed
+
+
+def test_masks_without_an_image_do_not_end_a_training(copy):
+    (copy / "images/train/0008.png").unlink()
+    report = check_masks(load_masks(str(copy)))
+    report.require_sound()
+    assert "masks without an image (1): " in report.lines()[-1] and "0008.png" in report.lines()[-1]
+
+
+def test_values_are_told_as_they_stand_in_the_file(copy):
+    save(copy / "masks/train/0003.png", np.full((64, 64), 7, np.uint8))
+    report = check_masks(load_masks(f"{copy}?first=1"))
+    assert [case[-13:] for case in report.findings["values"]] == ["/0003.png (7)"]
 
 
 def test_no_such_folder(tmp_path):
@@ -141,7 +191,7 @@ def test_what_cannot_be_read_is_reported_and_left_out(copy):
     (copy / "images/train/0005.png").write_bytes((copy / "images/train/0005.png").read_bytes()[:100])
     colour(copy)
     report = check_masks(load_masks(str(copy)))
-    told = {name[-8:]: reason for name, reason in report.unreadable.items()}
+    told = dict(case.rsplit("/", 1)[1].split(": ", 1) for case in report.findings["unreadable"])
     assert set(told) == {"0000.png", "0002.png", "0005.png"}
     assert "mode RGB" in told["0000.png"] and "is no image" in told["0002.png"]
     assert report.images["train"].tolist() == [9, 9]
@@ -156,7 +206,7 @@ def test_no_value_that_is_no_class_becomes_one_that_is_ignored(tmp_path):
     data = load_masks(f"{tmp_path}?first=1")
     assert data.train.mask(0).tolist() == [[0, 1], [IGNORE, 256]]
     with pytest.raises(UserError, match=r"masks/train/a.png \(256\)"):
-        check_masks(data)
+        check_masks(data).require_sound()
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])

@@ -105,7 +105,7 @@ def empty(folder):
         (one_class, "only the data has 'ink'"),
         (damage_all, "the file is empty; nor can any other be read"),
         (empty, "has no images/ with annotations/ or masks/"),
-        (lambda folder: (folder / "masks/val/0000.png").unlink(), "has no mask of"),
+        (lambda folder: (folder / "masks/val/0000.png").unlink(), "images without a mask (1): "),
         (lambda folder: (folder / "classes.txt").unlink(), "write a class name a line there"),
     ],
 )
@@ -139,7 +139,7 @@ def colours(folder):
         (colours, "no place of any training mask has a class (first of 12 unreadable ones: "),
         (empty, "has no images/ with annotations/ or masks/"),
         (lambda folder: shutil.rmtree(folder / "masks/val"), "no such folder; it must have the masks of"),
-        (lambda folder: (folder / "masks/train/0000.png").unlink(), "has no mask of"),
+        (lambda folder: (folder / "masks/train/0000.png").unlink(), "images without a mask (1): "),
         (lambda folder: (folder / "classes.txt").write_text("background\n"), "names 1 classes"),
         (
             lambda folder: (folder / "masks/train/0000.png").write_bytes(b"x"),
@@ -161,7 +161,7 @@ def test_a_damaged_mask_is_listed_and_left_out(capsys, copy, tmp_path):
         "--model-args", "{strides: [4, 2, 2, 2], depths: [1, 1, 1, 1]}", "--image-size", 32, "--epochs", 1,
         "--batch-size", 12, "--max-bad-images", 0.1, "--output", tmp_path / "run",
     )  # fmt: skip
-    assert "cannot be read: " in out and "masks/train/0004.png: is no image" in out
+    assert "that cannot be read (1): " in out and "masks/train/0004.png: is no image" in out
     assert f"next: xnext segment evaluate {tmp_path / 'run'}" in out
     assert (tmp_path / "run/bad_images.txt").read_text() == f"{copy}/images/train/0004.png\n"
     header, _, config = (tmp_path / "run/config.yaml").read_text().partition("model:")
@@ -224,7 +224,7 @@ def test_words_that_are_wrong(fails, run, digits, tmp_path):
     image = digits / "images/val/0000.png"
     predict = ["segment", "predict", image, "--checkpoint", run, "--output", tmp_path / "out"]
     for words, told in (
-        (["segment"], "a command is missing; choose from train, evaluate, predict"),
+        (["segment"], "a command is missing; choose from check, train, evaluate, predict"),
         (["segment", "trian"], "unknown command 'trian'. Did you mean 'train'?"),
         (["segment", "train", "--encoder", "x"], "missing --data, --output; see xnext segment train --help"),
         (["segment", "train", "--encoder=x", "--data=x", "--output=x"], "missing --decoder, upernet or fpn"),

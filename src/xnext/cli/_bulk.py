@@ -6,7 +6,8 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from xnext._parser import Parser
-from xnext.cli._common import at_least, watched
+from xnext._progress import watched
+from xnext.cli._common import at_least
 from xnext.data import load_pictures
 from xnext.deploy._pool import open_pool
 from xnext.deploy.bulk import BATCH_SIZE, CHUNK_SIZE, Network, Predictions

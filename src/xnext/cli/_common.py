@@ -2,13 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from xnext._parser import Parser
@@ -96,15 +94,3 @@ def require_known(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         hint = suggest(value, known) or f" Choose from {', '.join(known)}."
         raise UserError(f"{name} {value!r} is unknown.{hint}")
-
-
-def watched(items: Iterable[Any], title: str, total: int | None = None) -> Iterable[Any]:
-    """Pass items on, with a bar on stderr where that is a terminal.
-
-    Args:
-        items: What to pass on.
-        title: What is being done.
-        total: How many there are, where the items do not know.
-    """
-    console = Console(stderr=True)
-    return track(items, title, total=total, console=console, transient=True, disable=not console.is_terminal)

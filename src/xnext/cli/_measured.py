@@ -7,7 +7,8 @@ import timm
 from jsonargparse import Namespace
 
 from xnext._parser import Parser
-from xnext.cli._common import DATA_HELP, MODEL_HELP, at_least, require_known, watched
+from xnext._progress import watched
+from xnext.cli._common import DATA_HELP, MODEL_HELP, at_least, require_known
 from xnext.data import ImageData, check_same_classes, load_data
 from xnext.errors import UserError
 from xnext.evaluation.predict import Classifier, knows_its_network, load_classifier

@@ -15,7 +15,8 @@ from jsonargparse import Namespace
 
 from xnext._files import write_atomic
 from xnext._parser import Parser
-from xnext.cli._common import Verb, at_least, new_table, print_table, watched
+from xnext._progress import watched
+from xnext.cli._common import Verb, at_least, new_table, print_table
 from xnext.cli._speed import speed_options, speed_plan
 from xnext.deploy import FORMATS, Runtime
 from xnext.deploy._artefact import Mode

@@ -8,7 +8,8 @@ from jsonargparse import Namespace
 
 from xnext._figures import write_figure
 from xnext._parser import Parser
-from xnext.cli._common import DATA_HELP, Verb, at_least, new_table, print_table, require_ending, watched
+from xnext._progress import watched
+from xnext.cli._common import DATA_HELP, Verb, at_least, new_table, print_table, require_ending
 from xnext.data import SMALL_SIDE, DataReport, check_data, load_data
 from xnext.data.pictures import draw_contact_sheet
 from xnext.errors import shown

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from xnext._parser import Parser
+from xnext._progress import watched
 from xnext.cli._common import (
     Verb,
     add_verbs,
+    at_least,
     fail,
     new_table,
     print_table,
-    watched,
 )
 from xnext.cli.train import add_training_options, run_training
 from xnext.data import check_same_classes
@@ -29,11 +30,48 @@ if TYPE_CHECKING:
 
 # xnext.segmentation is imported where it is used: it needs segmentation-models-pytorch.
 
-_DATA_HELP = (
-    "Images with masks: a folder, or `hf:NAME_OR_FOLDER`. Default: what RUN held out of its training."
-)
+_SPEC_HELP = "Images with masks: a folder, or `hf:NAME_OR_FOLDER`."
+_DATA_HELP = f"{_SPEC_HELP} Default: what RUN held out of its training."
 _RUN_HELP = "Folder that `xnext segment train` left (its best weights), or a checkpoint in it."
+_CASES = 5  # of a finding that are printed
 _NAMED = 3  # classes of an image that are printed
+
+
+def _check_options(parser: Parser) -> None:
+    parser.add_argument("data", type=str, metavar="SPEC", help=_SPEC_HELP)
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="Of the split, where the set has none of its own."
+    )
+    parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
+
+
+def _check(arguments: Namespace) -> int:
+    from xnext.segmentation.check import check_masks
+    from xnext.segmentation.data import load_masks
+
+    data = load_masks(arguments.data, seed=at_least(arguments, "seed", 0), partial=True)
+    report = check_masks(data, lambda looks, total: watched(looks, "checking", total))
+    if arguments.json:
+        print(json.dumps(report.to_dict()))
+        return 0
+    images = f"{len(data.train):,} training and {len(data.val):,} held-out images with masks"
+    print(f"{shown(data.name)}: {images}, {len(data.classes)} classes\n")
+    table = new_table("class", ">training masks", ">% of places", ">held-out masks", ">% of places")
+    for row in report.to_dict()["classes"]:
+        cells = (cell for part in ("train", "val") for cell in _share(row[part]))
+        table.add_row(shown(row["class"]), *cells)
+    print_table(table)
+    for what, cases in report.odd().items():
+        print(f"\n{what}:")
+        for case in cases[:_CASES]:
+            print(f"    {shown(case)}")
+        if len(cases) > _CASES:
+            print(f"    and {len(cases) - _CASES:,} more, which --json lists")
+    return 0
+
+
+def _share(part: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{part['masks']:,}", f"{100 * part['share']:.2f}"
 
 
 def _train_options(parser: Parser) -> None:
@@ -185,6 +223,11 @@ def _of_tiles(tiles: "Tiles", reach: int | None) -> str:
 
 
 _WORDS = {
+    "check": Verb(
+        "Look at every image and its mask before a training: shares of the classes, and what is odd.",
+        _check_options, _check,
+        ("xnext segment check streets/", "xnext segment check ADEChallengeData2016/ --json"),
+    ),
     "train": Verb(
         "Train a segmentation network on images with masks and leave a run directory.",
         _train_options, _train,

@@ -7,7 +7,8 @@ from jsonargparse import Namespace
 
 from xnext._files import make_folder, write_atomic
 from xnext._parser import Parser
-from xnext.cli._common import Verb, new_table, print_table, require_known, watched
+from xnext._progress import watched
+from xnext.cli._common import Verb, new_table, print_table, require_known
 from xnext.cli._speed import speed_options, speed_plan
 from xnext.evaluation.tables import (
     QUANTITIES,

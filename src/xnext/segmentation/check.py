@@ -1,5 +1,6 @@
 """What masks hold and what is odd about them, before a training is."""
 
+import shlex
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,25 +15,60 @@ from xnext.segmentation.data import IGNORE, MaskData, MaskSource
 _PARTS = {"train": "training", "val": "held-out"}
 _MOST_LISTED = 20  # classes of a line
 
+_FAULTS = {
+    "without_mask": "images without a mask",
+    "values": "masks with values that are none of the {count} classes",
+    "sizes": "masks of another size than their image",
+}
+_FINDINGS = _FAULTS | {
+    "without_image": "masks without an image",
+    "unreadable": "images or masks that cannot be read",
+}
+
 
 @dataclass(frozen=True)
 class MaskReport:
     """What the masks of a data set hold.
 
     Attributes:
+        name: The spec of the data.
         classes: The class names.
         shares: For each part, the share of its places that each class has, and last what is ignored.
         images: For each part, in how many masks each class is.
-        unreadable: Names of images or masks that cannot be read, each with the reason.
+        findings: For each kind of what is odd, the files, each with what there is to say of it.
     """
 
+    name: str
     classes: tuple[str, ...]
     shares: dict[str, np.ndarray]
     images: dict[str, np.ndarray]
-    unreadable: dict[str, str]
+    findings: dict[str, list[str]]
+
+    def odd(self) -> dict[str, list[str]]:
+        """Return what is odd, in words, with the files."""
+        return {self._what(kind): cases for kind, cases in self.findings.items() if cases}
+
+    def require_sound(self) -> None:
+        """Refuse what no network can be trained on.
+
+        Raises:
+            UserError: Images have no mask, masks have values that are no class or another size than their
+                image, or no place of a part has a class; with the names.
+        """
+        for kind in _FAULTS:
+            if cases := self.findings[kind]:
+                raise UserError(
+                    f"{self.name}: {self._what(kind)}: {shorten(cases)}; mend or remove them"
+                    f" (xnext segment check {shlex.quote(self.name)} --json lists all that is odd)"
+                )
+        for part, shares in self.shares.items():
+            if not shares[:-1].any():
+                bad = self.findings["unreadable"]
+                first = f" (first of {len(bad)} unreadable ones: {bad[0]})" if bad else ""
+                raise UserError(f"{self.name}: no place of any {_PARTS[part]} mask has a class{first}")
 
     def lines(self) -> list[str]:
-        """Return what is to be said of it, in lines: the share of each class, and what is odd."""
+        """Return what is to be said of sound masks, in lines: the share of each class, and what is odd."""
         shares, never = self.shares["train"], self.images["train"] == 0
         order = np.argsort(-shares[:-1], kind="stable")[:_MOST_LISTED]
         known = [f"{self.classes[place]} {_percent(shares[place])}" for place in order if not never[place]]
@@ -42,68 +78,64 @@ class MaskReport:
         for part, what in _PARTS.items():
             if absent := [self.classes[place] for place in np.flatnonzero(self.images[part] == 0)]:
                 lines.append(f"in no {what} mask: {shorten(absent)}")
-        if self.unreadable:
-            cases = [f"{name}: {reason}" for name, reason in self.unreadable.items()]
-            lines.append(f"cannot be read: {shorten(cases)}")
-        return lines
+        return lines + [f"{what}: {shorten(cases)}" for what, cases in self.odd().items()]
+
+    def _what(self, kind: str) -> str:
+        words = _FINDINGS[kind].format(count=len(self.classes))
+        return f"{words} ({len(self.findings[kind]):,})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON takes it."""
+        classes = []
+        for place, name in enumerate(self.classes):
+            parts = {
+                part: {"share": float(self.shares[part][place]), "masks": int(self.images[part][place])}
+                for part in _PARTS
+            }
+            classes.append({"class": name} | parts)
+        ignored = {part: float(shares[-1]) for part, shares in self.shares.items()}
+        return {"data": self.name, "classes": classes, "ignored": ignored} | self.findings
 
 
 def check_masks(
     data: MaskData, progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda looks, total: looks
 ) -> MaskReport:
-    """Look at every mask once.
+    """Look at every image and its mask once.
 
     Args:
         data: Images and masks.
         progress: Passes on what it is given, and may show how much of the total that is.
-
-    Raises:
-        UserError: A mask has values that are no class, or another size than its image; each by name.
     """
     count = len(data.classes)
     parts = {"train": data.train, "val": data.val}
     places = [(part, index) for part, source in parts.items() for index in range(len(source))]
     totals = {part: np.zeros(count + 1, dtype=np.int64) for part in parts}
     images = {part: np.zeros(count, dtype=np.int64) for part in parts}
-    unreadable: dict[str, str] = {}
-    odd, sizes = list[str](), list[str]()
+    findings: dict[str, list[str]] = {kind: [] for kind in _FINDINGS}
+    findings["without_mask"] += data.without_mask
+    findings["without_image"] += data.without_image
     with ThreadPoolExecutor() as pool:
         looks = pool.map(lambda place: _look(parts[place[0]], place[1]), places)
         for (part, index), look in zip(places, progress(looks, len(places)), strict=True):
             if isinstance(look, BadImageError):
-                unreadable[look.name] = look.reason
+                findings["unreadable"].append(f"{look.name}: {look.reason}")
                 continue
-            name = parts[part].mask_name(index)
-            values = dict(zip(look.values.tolist(), look.counts.tolist(), strict=True))
-            ignored = values.pop(IGNORE, 0)
-            if strange := [value for value in values if not 0 <= value < count]:
-                odd.append(f"{name} ({', '.join(map(str, strange[:3]))})")
+            name, numbers = parts[part].mask_name(index), parts[part].numbers(look.values)
+            strange = look.values[(numbers < 0) | ((numbers >= count) & (numbers != IGNORE))]
+            if len(strange):
+                findings["values"].append(f"{name} ({', '.join(map(str, strange[:3]))})")
             elif look.size != look.mask_size:
-                sizes.append(f"{name} ({_size(look.mask_size)}, its image {_size(look.size)})")
+                findings["sizes"].append(f"{name} ({_size(look.mask_size)}, its image {_size(look.size)})")
             else:
-                totals[part][list(values)] += np.array(list(values.values()), dtype=np.int64)
-                totals[part][count] += ignored
-                images[part][list(values)] += 1
-    for found, what in ((odd, f"values that are none of the {count} classes"), (sizes, "another size")):
-        if found:
-            raise UserError(
-                f"{data.name}: {len(found)} masks with {what}: {shorten(found)}; mend or remove them"
-            )
-    for part, total in totals.items():
-        if not total[:count].any():
-            why = [f"{name}: {reason}" for name, reason in unreadable.items()]
-            first = f" (first of {len(why)} unreadable ones: {why[0]})" if why else ""
-            raise UserError(f"{data.name}: no place of any {_PARTS[part]} mask has a class{first}")
-    return MaskReport(
-        data.classes,
-        {part: total / max(1, total.sum()) for part, total in totals.items()},
-        images,
-        unreadable,
-    )
+                places_of = np.where(numbers == IGNORE, count, numbers)
+                np.add.at(totals[part], places_of, look.counts)  # several values may be ignored
+                images[part][np.unique(places_of[places_of < count])] += 1
+    shares = {part: total / max(1, total.sum()) for part, total in totals.items()}
+    return MaskReport(data.name, data.classes, shares, images, findings)
 
 
 class _Look(NamedTuple):
-    """What is kept of a mask: its values, how often each is there, and (width, height) of image and mask."""
+    """Of a mask: the values of its file, how often each is there, and (width, height) of image and mask."""
 
     values: np.ndarray
     counts: np.ndarray
@@ -113,7 +145,7 @@ class _Look(NamedTuple):
 
 def _look(source: MaskSource, index: int) -> _Look | BadImageError:
     try:
-        mask, image = source.mask(index), source.read(index)
+        mask, image = source.values(index), source.read(index)
     except BadImageError as error:
         return error
     return _Look(*np.unique(mask, return_counts=True), image.size, (mask.shape[1], mask.shape[0]))

@@ -1,10 +1,12 @@
 """Images with a mask each: where they come from."""
 
 import json
+import shlex
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -60,17 +62,28 @@ class MaskSource(ImageSource):
         """Return the bytes of picture ``index``."""
         return self._images.content(index)
 
+    def values(self, index: int) -> np.ndarray:
+        """Return the values that the file of the mask of picture ``index`` has: int64 [H, W].
+
+        Raises:
+            BadImageError: It cannot be read, or is a colour picture.
+        """
+        return decode_mask(self._masks.content(index), self.mask_name(index))
+
+    def numbers(self, values: np.ndarray) -> np.ndarray:
+        """Return what values of files mean: int64, classes, ``IGNORE``, or others that are neither."""
+        ignored = (values == IGNORE) | ((values >= 0) & (values < self._first))
+        places = values - self._first
+        # A value that is no class must not become one that is ignored.
+        return np.where(ignored, IGNORE, np.where(places == IGNORE, values, places))
+
     def mask(self, index: int) -> np.ndarray:
         """Return the mask of picture ``index``: int64 [H, W] of classes and ``IGNORE``.
 
         Raises:
             BadImageError: It cannot be read, or is a colour picture.
         """
-        values = decode_mask(self._masks.content(index), self.mask_name(index))
-        ignored = (values == IGNORE) | ((values >= 0) & (values < self._first))
-        places = values - self._first
-        # A value that is no class must not become one that is ignored.
-        return np.where(ignored, IGNORE, np.where(places == IGNORE, values, places))
+        return self.numbers(self.values(index))
 
     def pair(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """Return picture ``index`` as RGB, and its mask.
@@ -108,6 +121,8 @@ class MaskData:
         classes: The class names; a value of a mask is a place in this tuple, or ``IGNORE``.
         train: Pictures to learn from.
         val: Pictures held out.
+        without_mask: Names of pictures that have no mask, and are in neither part.
+        without_image: Names of masks without a picture.
         mirror: Whether a mirrored picture has the mirrored mask.
         multilabel: Whether a picture has several labels, as classifiers mean it: no.
     """
@@ -116,11 +131,13 @@ class MaskData:
     classes: tuple[str, ...]
     train: MaskSource
     val: MaskSource
+    without_mask: tuple[str, ...] = ()
+    without_image: tuple[str, ...] = ()
     mirror: bool = True
     multilabel: bool = False
 
 
-def load_masks(spec: str, seed: int = 0) -> MaskData:
+def load_masks(spec: str, seed: int = 0, partial: bool = False) -> MaskData:
     """Load the images and masks that a spec names.
 
     A folder has ``images/`` and ``annotations/`` or ``masks/``, with the same files in both but for their
@@ -137,13 +154,20 @@ def load_masks(spec: str, seed: int = 0) -> MaskData:
     Args:
         spec: The spec.
         seed: Decides what is held out where nothing is.
+        partial: Whether images without a mask are left out, and not a mistake.
 
     Raises:
         UserError: There are no such images, or not one mask for each.
     """
     kind = _find_kind(spec)
     with reading(spec):
-        return kind.load(spec, *kind.parse(spec), seed)
+        data: MaskData = kind.load(spec, *kind.parse(spec), seed)
+    if data.without_mask and not partial:
+        raise UserError(
+            f"{spec}: images without a mask ({len(data.without_mask):,}): {shorten(data.without_mask)};"
+            f" add masks, or remove the images (xnext segment check {shlex.quote(spec)} --json lists them)"
+        )
+    return data
 
 
 def absolute_mask_spec(spec: str) -> str:
@@ -166,10 +190,15 @@ def _load_folder(spec: str, target: str, options: dict[str, str], seed: int) -> 
     if alone := (train or val) if train is None or val is None else None:
         raise UserError(f"{images}: has {alone.name}/ alone; put train/ and val/ there, or neither")
     if train is None or val is None:
-        parts = [_pair(images, masks)]
+        found = [_pair(images, masks)]
     else:
-        parts = [_pair(part, masks / part.name) for part in (train, val)]
-    return _join(spec, parts, *_read_classes(root, options), seed)
+        found = [_pair(part, masks / part.name) for part in (train, val)]
+    data = _join(spec, [one.pairs for one in found], *_read_classes(root, options), seed)
+    return replace(
+        data,
+        without_mask=tuple(name for one in found for name in one.without_mask),
+        without_image=tuple(name for one in found for name in one.without_image),
+    )
 
 
 def _load_hub(spec: str, target: str, options: dict[str, str], seed: int) -> MaskData:
@@ -197,7 +226,7 @@ def _join(spec: str, parts: Sequence[Pairs], classes: tuple[str, ...], first: in
         parts = _hold_out(parts[0], seed)
     for name, (images, _) in zip(("training", "held-out"), parts, strict=True):
         if not len(images):
-            raise UserError(f"{spec}: no {name} images")
+            raise UserError(f"{spec}: no {name} images with masks")
     train, val = (MaskSource(*pairs, first) for pairs in parts)
     return MaskData(spec, classes, train, val)
 
@@ -269,13 +298,27 @@ def _by_stem(folder: Path) -> dict[Path, Path]:
     return files
 
 
-def _pair(images: Path, masks: Path) -> Pairs:
+class _Folder(NamedTuple):
+    """Pictures with their masks, and the names of those that are alone."""
+
+    pairs: Pairs
+    without_mask: list[str]
+    without_image: list[str]
+
+
+def _pair(images: Path, masks: Path) -> _Folder:
     """Return images with their masks, by their paths without endings."""
     if not masks.is_dir():
         raise UserError(f"{masks}: no such folder; it must have the masks of {images}")
     pictures, found = _by_stem(images), _by_stem(masks)
-    alone = [str(pictures[key]) for key in pictures if key not in found]
-    if alone:
-        raise UserError(f"{masks}: has no mask of {shorten(alone)}; add them, or remove the images")
-    nothing = unlabelled(len(pictures))
-    return FileSource(list(pictures.values()), nothing), FileSource([found[k] for k in pictures], nothing)
+    both = [key for key in pictures if key in found]
+    if pictures and not both:
+        some = shorten([str(key) for key in pictures], 2)
+        raise UserError(f"{masks}: no mask has the name of an image in {images}, as {some}")
+    nothing = unlabelled(len(both))
+    sources, answers = (FileSource([files[key] for key in both], nothing) for files in (pictures, found))
+    return _Folder(
+        (sources, answers),
+        [str(path) for key, path in pictures.items() if key not in found],
+        [str(path) for key, path in found.items() if key not in pictures],
+    )

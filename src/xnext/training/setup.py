@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from xnext._processes import is_restarted, join
+from xnext._progress import watched
 from xnext.data import ImageData, Preprocessing, absolute_spec, load_data, user_path
 from xnext.errors import UserError
 from xnext.evaluation.complexity import check_image_size, count_macs, count_parameters
@@ -224,7 +225,9 @@ def _load_data(config: TrainConfig) -> tuple[Any, list[str]]:
     from xnext.segmentation.data import load_masks
 
     data = load_masks(config.data, seed=config.seed)
-    return data, check_masks(data).lines()
+    report = check_masks(data, lambda looks, total: watched(looks, "checking masks", total))
+    report.require_sound()
+    return data, report.lines()
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
