@@ -6,9 +6,11 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, which asks it then
@@ -24,6 +26,22 @@ def _deterministic() -> None:
     """Give every test one thread and the same random numbers: comparisons must not depend on the machine."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """Six training images of 16 pixels with masks of their bright places, and two held out; leave them."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(3)
+    for number in range(8):
+        part = "train" if number < 6 else "val"
+        pixels = rng.integers(0, 256, (16, 16), dtype=np.uint8)
+        pictures = {"images": np.repeat(pixels[..., None], 3, 2), "masks": np.uint8(pixels > 128)}
+        for kind, values in pictures.items():
+            (folder / kind / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(folder / kind / part / f"{number}.png")
+    (folder / "classes.txt").write_text("dark\nbright\n")
+    return folder
 
 
 @pytest.fixture(scope="session")

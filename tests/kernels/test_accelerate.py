@@ -180,10 +180,11 @@ def both_trainings(
         return [first_steps(config(**options, kernels=kernels), steps) for kernels in ("torch", "triton")]
 
 
-@pytest.mark.parametrize("model", DEBUG)
-def test_a_step_of_training_is_the_same(config, model):
+@pytest.mark.parametrize(("model", "decoder"), [*((name, None) for name in DEBUG), ("convnext_debug", "fpn")])
+def test_a_step_of_training_is_the_same(config, pairs, model, decoder):
     """A learning rate of 1 shows the gradients as they are."""
-    (plain, added), (ours, ours_added) = both_trainings(config, 1, model=model, lr=1.0)
+    options = {} if decoder is None else {"decoder": decoder, "data": str(pairs)}
+    (plain, added), (ours, ours_added) = both_trainings(config, 1, model=model, lr=1.0, **options)
     assert ours == pytest.approx(plain, rel=1e-5)
     share, floor = (1e-2, 1e-5) if ON_GPU else (1e-4, 1e-7)
     for name, expected in added.items():

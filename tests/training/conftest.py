@@ -77,19 +77,3 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{index:02}.png,{'|'.join(sorted(set(halves)))},{'train' if index < 40 else 'val'}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder / "labels.csv"
-
-
-@pytest.fixture(scope="session")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six training images of 16 pixels with masks of their bright places, and two held out; leave them."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(3)
-    for number in range(8):
-        part = "train" if number < 6 else "val"
-        pixels = rng.integers(0, 256, (16, 16), dtype=np.uint8)
-        pictures = {"images": np.repeat(pixels[..., None], 3, 2), "masks": np.uint8(pixels > 128)}
-        for kind, values in pictures.items():
-            (folder / kind / part).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values).save(folder / kind / part / f"{number}.png")
-    (folder / "classes.txt").write_text("dark\nbright\n")
-    return folder

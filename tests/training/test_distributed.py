@@ -22,6 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from xnext.cli import main
 from xnext.data import SharedBatches
 from xnext.errors import UserError
+from xnext.segmentation.data import load_masks
+from xnext.segmentation.evaluate import evaluate_masks
+from xnext.segmentation.inference import load_trained
 from xnext.training import Run
 from xnext.training.batches import plan_batches
 from xnext.training.distributed import LocalSGD
@@ -35,7 +38,9 @@ DIGITS = {
 }  # fmt: skip
 
 
-def start(processes: int, *words: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(
+    processes: int, *words: str, options: tuple[str, ...] = (), verb: tuple[str, ...] = ("train",)
+) -> subprocess.Popen:
     launcher = [sys.executable, "-m", "xnext"]
     if processes > 1:
         launcher = [
@@ -47,7 +52,7 @@ def start(processes: int, *words: str, options: tuple[str, ...] = ()) -> subproc
         ]
         launcher += [*options, "-m", "xnext"]
     return subprocess.Popen(
-        [*launcher, "train", *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+        [*launcher, *verb, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -96,6 +101,20 @@ def test_parts_averages_and_a_frozen_backbone_change_nothing_of_that(tmp_path):
     two, _ = launch(tmp_path / "two", 2, **options)
     assert_same_curves(one, two)
     assert one[0].keys() >= {"raw_val_loss", "raw_val_top1"}
+
+
+@pytest.mark.slow
+def test_two_processes_segment_as_one(tmp_path, pairs):
+    """Batch norms see the images of their process, so what they measure of one network is compared."""
+    options = {"model": "convnext_debug", "decoder": "fpn", "data": str(pairs), "batch_size": 4, "epochs": 2}
+    words = options_of(tmp_path / "run", image_size=16, device=DIGITS["device"], amp="bf16", **options)
+    process = start(2, *words, verb=("segment", "train"))
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert output.count("train loss") == 1 and output.count("best:") == 1
+    rows, trained = Run(tmp_path / "run").read_metrics(), load_trained(tmp_path / "run")
+    measured = evaluate_masks(trained, load_masks(str(pairs)).val)
+    assert measured.metrics["miou"] == pytest.approx(max(row["val_miou"] for row in rows), abs=0.5)
 
 
 @pytest.mark.slow
