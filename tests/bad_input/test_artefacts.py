@@ -54,8 +54,10 @@ def test_a_damaged_file(fails, spoilt, name, damage):
 def test_a_file_that_is_not_there_or_of_something_else(fails, spoilt):
     fails(*predict(spoilt / "none.onnx"), names=["there is no file", spoilt / "none.onnx"])
     (spoilt / "a.bin").unlink()
-    fails(*predict(spoilt / "a.xml"), names=[spoilt / "a.bin", "cannot be read"])
+    fails(*predict(spoilt / "a.xml"), names=[spoilt / "a.bin", "cannot be read", "that file and the .xml"])
     fails(*predict(spoilt / "a.onnx"), "--model", "xception", names=["inceptionnext_debug, not xception"])
+    (spoilt / "a.onnx").replace(spoilt / "a.pt2")
+    fails(*predict(spoilt / "a.pt2"), names=[spoilt / "a.pt2", "no .pt2 file", "give it its ending back"])
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")  # of an archive's metadata, which are written again

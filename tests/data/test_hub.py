@@ -3,6 +3,7 @@ import pickle
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -108,6 +109,19 @@ def test_bad_rows_are_named_and_nothing_else(tmp_path):
         train.read(1)
     dataset = ImageDataset(train, lambda image: np.asarray(image), training=True)
     assert sorted(dataset.bad_images) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "cell", [lambda content: {"bytes": content, "path": "x.png"}, lambda content: content]
+)
+def test_tables_of_other_libraries_do_not_say_what_an_image_is(tmp_path, cell):
+    """pandas writes structs and bytes."""
+    for part in ("train", "test"):
+        table = pd.DataFrame({"photo": [cell(png(i)) for i in range(3)], "label": ["cat", "dog", "cat"]})
+        (tmp_path / "set").mkdir(exist_ok=True)
+        table.to_parquet(tmp_path / f"set/{part}.parquet")
+    train = load_data(f"hf:{tmp_path}/set").train
+    assert [np.asarray(train.read(i)).max() for i in range(3)] == [0, 1, 2]
 
 
 def test_pictures_in_files_beside_the_table(tmp_path):

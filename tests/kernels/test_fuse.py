@@ -1,6 +1,7 @@
 """Fused networks infer the same in fewer passes."""
 
 import copy
+import sys
 from collections import Counter
 
 import pytest
@@ -12,7 +13,9 @@ from torch import nn
 import xnext
 from xnext.errors import UserError
 from xnext.kernels import _launch, use_backend
-from xnext.kernels.fuse import FusedConv2d, FusedMetaNeXtBlock, fuse_layers
+from xnext.kernels.fuse import FusedConv2d, FusedMetaNeXtBlock, _InParts, fuse_layers
+
+fuse = sys.modules["xnext.kernels.fuse"]  # the module; xnext.kernels.fuse is its function
 
 NETWORKS = [(name, {}) for name in xnext.list_models("*_debug")] + [
     ("inceptionnext_debug", {"bands": "sequential"}), ("inceptionnext_debug", {"branches": ("square",)}),
@@ -55,6 +58,64 @@ def test_every_network_infers_the_same(name, options):
             assert float((y.double() - exact).norm() / exact.norm()) < 1e-5
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     assert not fused.training and not any(parameter.requires_grad for parameter in fused.parameters())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["inceptionnext_debug", "nexception_debug", "xception_debug"])
+def test_a_few_images_at_a_time_give_what_all_at_once_do(monkeypatch, name, layout):
+    """Also the levels that somebody keeps."""
+    fused = xnext.fuse(trained(name))
+    x = torch.randn(5, 3, 33, 40).to(memory_format=layout)
+    sizes = Counter()
+    for module in fused.modules():
+        if isinstance(module, _InParts):
+            monkeypatch.setattr(module, "_compute", seen(module._compute, sizes))
+    with torch.inference_mode():
+        expected, levels = fused.forward_intermediates(x)
+        assert set(sizes) == {5}
+        monkeypatch.setattr(fuse, "_CACHE", 1)
+        sizes.clear()
+        y, same = fused.forward_intermediates(x)
+        assert set(sizes) == {1}
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(levels, same, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        assert one.stride() == other.stride()
+    sizes.clear()
+    fused(x)  # where gradients are recorded
+    assert set(sizes) == {5}
+
+
+@pytest.mark.parametrize(
+    ("room", "parts"), [(3600, [7]), (3500, [3, 3, 1]), (2100, [2, 2, 2, 1]), (9, [1] * 7)]
+)
+def test_parts_are_what_the_cache_holds(monkeypatch, room, parts):
+    """An image of 8x8 places with 4 numbers each has 1024 bytes; what two caches hold is not cut."""
+    sizes = []
+
+    class Half(_InParts):
+        _widest = 4.0
+
+        def _compute(self, x):
+            sizes.append(len(x))
+            return x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(fuse, "_CACHE", room)
+    x = torch.randn(7, 3, 8, 8).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        y = Half()(x)
+    assert sizes == parts and torch.equal(y, x[:, :, ::2, ::2])
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def seen(compute, sizes):
+    """Return a function that counts the images it is given."""
+
+    def counted(x):
+        sizes[len(x)] += 1
+        return compute(x)
+
+    return counted
 
 
 @pytest.mark.parametrize(

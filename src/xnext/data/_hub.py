@@ -64,11 +64,9 @@ def load_hub_pairs(spec: str, target: str, options: dict[str, str]) -> list[tupl
     Raises:
         UserError: The dataset cannot be reached or read, or its columns are not plain.
     """
-    import datasets
-
     parts = _load_two(spec, target, options)
     columns = list(parts[0].features)
-    pictures = [name for name in columns if isinstance(parts[0].features[name], datasets.Image)]
+    pictures = _picture_columns(parts[0].features)
     masks = [name for name in pictures if any(part in name.lower() for part in _OF_MASKS)]
     mask = choose_column(spec, "mask", options.get("mask"), masks, columns)
     rest = [name for name in pictures if name not in (mask, *masks)]
@@ -193,10 +191,24 @@ def _bars_in_a_terminal() -> Iterator[None]:
 
 
 def _image_column(spec: str, features: dict[str, Any], choice: str | None) -> str:
+    return choose_column(spec, "image", choice, _picture_columns(features), list(features))
+
+
+def _picture_columns(features: dict[str, Any]) -> list[str]:
+    """Return the columns of images, and where none is said to be one, those of encoded files.
+
+    Libraries other than Hugging Face's write Parquet files that do not say what an image is: pandas and
+    Polars write its bytes, or a struct of them and a path.
+    """
     import datasets
 
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    return choose_column(spec, "image", choice, found, list(features))
+    def encoded(feature: Any) -> bool:
+        if isinstance(feature, dict):
+            return "bytes" in feature and feature.keys() <= {"bytes", "path"}
+        return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    return images or [name for name, feature in features.items() if encoded(feature)]
 
 
 def _label_column(spec: str, features: dict[str, Any], options: dict[str, str]) -> tuple[str, bool]:

@@ -203,7 +203,8 @@ def read_sealed(path: Path) -> bytes:
             content[: found[-1].start()], content[found[-1].end() :], files_of(path)[1:]
         )
     except OSError as error:
-        raise ArtefactError(f"{error.filename} cannot be read ({error.strerror})") from error
+        both = "; the network is that file and the .xml, of one name" if len(files_of(path)) > 1 else ""
+        raise ArtefactError(f"{error.filename} cannot be read ({error.strerror}){both}") from error
     if not whole:
         names = " or ".join(map(str, files_of(path)))
         raise ArtefactError(f"{names} is truncated, altered, or not from `xnext export`; export it again")

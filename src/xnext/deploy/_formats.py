@@ -25,7 +25,8 @@ def read_artefact(path: Path) -> tuple[Artefact, Format]:
         ArtefactError: There is none, it is damaged, or of another version.
     """
     if not path.is_file():
-        raise ArtefactError(f"there is no file {path}")
+        what = f"{path} is a folder, not an exported file" if path.is_dir() else f"there is no file {path}"
+        raise ArtefactError(what)
     if not is_artefact(path):
         endings = sorted({format.ending for format in FORMATS.values()})
         hint = "; an OpenVINO network is opened by its .xml" if path.suffix == ".bin" else ""
@@ -35,7 +36,10 @@ def read_artefact(path: Path) -> tuple[Artefact, Format]:
     try:
         artefact = Artefact.from_json(reader.read(content), path)
     except (ValueError, StopIteration, IndexError, zipfile.BadZipFile) as error:
-        raise ArtefactError(f"{path} has no metadata of `xnext export`; export it again") from error
+        raise ArtefactError(
+            f"{path} is no {path.suffix} file of `xnext export`; if it was renamed give it its ending"
+            " back, or export it again"
+        ) from error
     if artefact.format not in FORMATS or FORMATS[artefact.format].ending != path.suffix:
         raise ArtefactError(f"{path} has damaged metadata: format {artefact.format!r}; export it again")
     return artefact, FORMATS[artefact.format]

@@ -1,7 +1,8 @@
 """A network for inference with fewer passes over memory: norms folded, activations inside convolutions."""
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,9 @@ from xnext.models.layers import ClassifierHead, SeparableBlock, SeparableConv2d,
 from xnext.models.metanext import MetaNeXtBlock
 
 Activation = Literal["none", "relu", "gelu"]
+
+_CACHE = 6 * 2**20
+"""Bytes of what is computed in between that a core's share of the caches is taken to hold."""
 
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 _NAMES: dict[type, Activation] = {nn.ReLU: "relu", nn.GELU: "gelu"}
@@ -68,6 +72,62 @@ class FusedConv2d(nn.Conv2d):
         if self.is_depthwise:
             return depthwise_conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
         return super().forward(x)
+
+
+class _InParts(nn.Module):
+    """What computes each image by itself: on a CPU a few at once, so that caches hold what is in between."""
+
+    _widest = 0.0  # numbers that are in between, for each place of the input
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        if not _is_plain_cpu(x):
+            return self._compute(x)
+        room = _CACHE * torch.get_num_threads()
+        image = max(1, int(self._widest * x.shape[2] * x.shape[3] * x.element_size()))
+        if len(x) * image <= 2 * room:
+            return self._compute(x)
+        parts = x.split(max(1, room // image))
+        y = self._compute(parts[0])
+        layout = torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else None
+        whole = torch.empty(
+            (len(x), *y.shape[1:]), dtype=y.dtype, memory_format=layout or torch.contiguous_format
+        )
+        whole[: len(y)] = y
+        done = len(y)
+        for part in parts[1:]:
+            whole[done : done + len(part)] = self._compute(part)
+            done += len(part)
+        return whole
+
+    def _compute(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def _widest(layers: Iterable[nn.Module]) -> float:
+    """Return how many numbers there are at most after one of the layers, for each place of the input."""
+    widest, places = 0.0, 1.0
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            places /= math.prod(layer.stride)
+            widest = max(widest, places * layer.out_channels)
+    return widest
+
+
+class FusedLayers(_InParts):
+    """Layers one after the other, as few as will do.
+
+    Args:
+        layers: What they are made of.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layers = nn.Sequential(*fuse_layers(layers))
+        self._widest = _widest(self.layers)
+
+    def _compute(self, x: Tensor) -> Tensor:
+        return self.layers(x)
 
 
 class FixedBatchNorm2d(nn.BatchNorm2d):
@@ -145,7 +205,7 @@ def _fuse_mixer(mixer: Any) -> nn.Module:
     return mixer
 
 
-class FusedMetaNeXtBlock(nn.Module):
+class FusedMetaNeXtBlock(_InParts):
     """A MetaNeXt block whose norm and LayerScale are in its pointwise convolutions.
 
     Args:
@@ -163,9 +223,9 @@ class FusedMetaNeXtBlock(nn.Module):
                 fc2.weight.mul_(block.gamma.reshape(-1, 1, 1, 1))
                 fc2.bias.mul_(block.gamma)
         self.layers = nn.Sequential(*fuse_layers([block.norm, block.mlp.fc1, block.mlp.act, fc2]))
+        self._widest = _widest(self.layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
+    def _compute(self, x: Tensor) -> Tensor:
         if not (self.in_place and self.mixer.works_in_place(x)):  # type: ignore[operator]
             return _add(self.layers(self.mixer(x)), x)
         before = self.mixer.mix_in_place(x)  # type: ignore[operator]
@@ -176,7 +236,7 @@ class FusedMetaNeXtBlock(nn.Module):
         return y
 
 
-class FusedSeparableBlock(nn.Module):
+class FusedSeparableBlock(_InParts):
     """A block of separable convolutions; squeeze-and-excitation and the shortcut take one pass together."""
 
     def __init__(self, block: Any):
@@ -184,14 +244,14 @@ class FusedSeparableBlock(nn.Module):
         layers = list(block.layers)
         last = layers.pop() if isinstance(layers[-1], SqueezeExcite) else None
         self.layers = nn.Sequential(*fuse_layers(layers))
+        self._widest = _widest(self.layers)
         self.scale: nn.Module | None = None
         if isinstance(last, SqueezeExcite):
             pooled = [nn.AdaptiveAvgPool2d(1), last.fc1, last.norm, last.act, last.fc2, nn.Sigmoid()]
             self.scale = nn.Sequential(*fuse_layers(pooled))
         self.shortcut = nn.Sequential(*fuse_layers([block.shortcut])) if block.residual else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C', H', W')."""
+    def _compute(self, x: Tensor) -> Tensor:
         branch = self.layers(x)
         if self.shortcut is None:
             return branch if self.scale is None else branch * self.scale(branch)
@@ -239,7 +299,7 @@ def _fuse_children(module: nn.Module) -> nn.Module:
         elif isinstance(child, SeparableBlock):
             setattr(module, name, FusedSeparableBlock(child))
         elif isinstance(child, nn.Sequential) and not any(_holds_blocks(inner) for inner in child.modules()):
-            setattr(module, name, nn.Sequential(*fuse_layers([child])))
+            setattr(module, name, FusedLayers([child]))
         elif not isinstance(child, ClassifierHead):
             _fuse_children(child)
     return module
