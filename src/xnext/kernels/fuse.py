@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -87,21 +88,23 @@ class _InParts(nn.Module):
         image = max(1, int(self._widest * x.shape[2] * x.shape[3] * x.element_size()))
         if len(x) * image <= 2 * room:
             return self._compute(x)
-        parts = x.split(max(1, room // image))
-        y = self._compute(parts[0])
-        layout = torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else None
-        whole = torch.empty(
-            (len(x), *y.shape[1:]), dtype=y.dtype, memory_format=layout or torch.contiguous_format
-        )
-        whole[: len(y)] = y
-        done = len(y)
-        for part in parts[1:]:
-            whole[done : done + len(part)] = self._compute(part)
-            done += len(part)
-        return whole
+        parts = map(self._compute, x.split(max(1, room // image)))
+        return _join(next(parts), parts, len(x))
 
     def _compute(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def _join(first: Tensor, others: Iterable[Tensor], images: int) -> Tensor:
+    """Return the outputs of parts of a batch as one, each written where it belongs while caches hold it."""
+    by_channel = first.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if by_channel else torch.contiguous_format
+    whole = torch.empty((images, *first.shape[1:]), dtype=first.dtype, memory_format=layout)
+    done = 0
+    for part in chain([first], others):
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
 
 
 def _widest(layers: Iterable[nn.Module]) -> float:
