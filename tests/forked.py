@@ -1,5 +1,6 @@
 """Commands in processes forked from where trials are: what takes seconds to import is there already."""
 
+import sys
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -19,4 +20,4 @@ def begin(words: list[str]) -> BaseProcess:
 
 def _run(words: list[str]) -> None:
     torch.set_num_threads(1)
-    main(words)
+    sys.exit(main(words))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from xnext.kernels import _launch, _tiles
-from xnext.kernels._tiles import find_tile
+from xnext.kernels._tiles import Tile, find_tile
 
 
 class Block(np.ndarray):
@@ -43,17 +43,17 @@ def block(array: Any) -> Block:
 class Pointer:
     """A place, or places, in the elements of a storage."""
 
+    __slots__ = ("elements", "place")
+
     def __init__(self, elements: np.ndarray, place: Any) -> None:
         self.elements, self.place = elements, place
-        self.dtype = types.SimpleNamespace(element_ty=elements.dtype.type)
+
+    @property
+    def dtype(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(element_ty=self.elements.dtype.type)
 
     def __add__(self, places: Any) -> "Pointer":
         return Pointer(self.elements, self.place + places)
-
-    def allowed(self, ok: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the places, 0 where nothing is to be done, and where something is."""
-        place, ok = np.broadcast_arrays(self.place, ok)
-        return np.where(ok, place, 0), ok
 
 
 class Kernel:
@@ -83,12 +83,15 @@ def _pointer(tensor: torch.Tensor) -> Pointer:
 def _load(pointer: Pointer, ok: Any, other: Any = 0) -> Block:
     if ok is True or (ok.shape == np.shape(pointer.place) and ok.all()):  # mostly so, and much quicker
         return pointer.elements.take(pointer.place).view(Block)
-    place, ok = pointer.allowed(ok)
+    place = np.where(ok, pointer.place, 0)
     read = pointer.elements.take(place) if pointer.elements.size else place
-    return block(np.where(ok, read, np.asarray(other, pointer.elements.dtype)))
+    return block(np.where(ok, read, pointer.elements.dtype.type(other)))
 
 
 def _store(pointer: Pointer, value: Any, ok: Any) -> None:
+    if np.shape(ok) == np.shape(pointer.place) and np.all(ok):
+        pointer.elements[pointer.place] = value
+        return
     place, ok = np.broadcast_arrays(pointer.place, ok)
     pointer.elements[place[ok]] = np.broadcast_to(value, place.shape)[ok]
 
@@ -161,5 +164,6 @@ def quick_kernels(large: bool = False) -> Iterator[None]:
     with (
         patch.multiple(_launch, **changes),
         patch.object(_tiles, "_SHORTEST", 64 if large else _tiles._SHORTEST),
+        patch.object(_launch, "_SUM", Tile(places=8192, channels=512) if large else _launch._SUM),
     ):
         yield

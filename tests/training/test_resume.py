@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from forked import begin
 from xnext.cli import main
 from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
@@ -200,20 +202,20 @@ def test_a_signal_while_pictures_are_packed_cleans_up():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def start(config: TrainConfig, *words: str) -> subprocess.Popen:
+def start(config: TrainConfig) -> subprocess.Popen:
     file = config.output.with_suffix(".yaml")
     file.write_text(config.to_yaml())
-    command = [sys.executable, "-m", *config.command.split(), *(words or ("--config", str(file)))]
+    command = [sys.executable, "-m", *config.command.split(), "--config", str(file)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def wait_for_a_state(config: TrainConfig, process: subprocess.Popen) -> None:
+def wait_for_a_state(config: TrainConfig, exit_code: Callable[[], int | None]) -> None:
     folder, deadline = Run(config.output).best.parent, time.monotonic() + PATIENCE
     while not list(folder.glob("state-*.pt")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        assert exit_code() is None and time.monotonic() < deadline
         time.sleep(0.005)
 
 
@@ -224,7 +226,7 @@ def test_a_real_process_saves_when_it_is_told_to_stop(config, never_stopped, num
     config = config(**OPTIONS | {"epochs": 15})  # long enough to be still at it when the signal comes
     expected = never_stopped(15)
     process = start(config)
-    wait_for_a_state(config, process)
+    wait_for_a_state(config, process.poll)
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
@@ -235,19 +237,21 @@ def test_a_real_process_saves_when_it_is_told_to_stop(config, never_stopped, num
 
 def kill_and_go_on(config: TrainConfig, kills: int, seed: int) -> None:
     """Kill the training as often as told, at random moments, and let it finish."""
-    rng, words, done = random.Random(seed), (), 0
+    file = config.output.with_suffix(".yaml")
+    file.write_text(config.to_yaml())
+    rng, words, done = random.Random(seed), ["--config", str(file)], 0
     while True:
-        process = start(config, *words)
+        process = begin([*config.command.split()[1:], *words])
         if done < kills:
-            wait_for_a_state(config, process)
+            wait_for_a_state(config, lambda: process.exitcode)  # noqa: B023
             time.sleep(rng.uniform(0, 0.8))
             process.kill()
-        process.wait(PATIENCE)
-        if process.returncode == 0:
+        process.join(PATIENCE)
+        if process.exitcode == 0:
             return
-        assert process.returncode == -signal.SIGKILL, process.communicate()
+        assert process.exitcode == -signal.SIGKILL
         done += 1
-        words = ("--resume", str(config.output))
+        words = ["--resume", str(config.output)]
 
 
 def test_a_run_that_is_killed_ends_as_if_it_never_was(whole):
