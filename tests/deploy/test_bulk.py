@@ -18,6 +18,7 @@ from PIL import Image
 import xnext
 from forked import begin
 from xnext import cli
+from xnext._interrupts import Stopped
 from xnext._workers import Processes, WorkerLost
 from xnext.data import FileSource, load_pictures, unlabelled
 from xnext.deploy._pool import Pool, open_pool
@@ -25,7 +26,6 @@ from xnext.deploy.bulk import Network, Predictions
 from xnext.errors import UserError
 from xnext.evaluation.predict import load_classifier, predict
 from xnext.models import save_checkpoint
-from xnext.training.interrupts import Stopped
 
 COUNT, CHUNK = 400, 10
 BROKEN = (7, 8, 399)

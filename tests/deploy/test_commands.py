@@ -1,12 +1,16 @@
 """`xnext export`, and the commands that take its files."""
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from untrained import CLASSES
 
+from forked import begin
 from xnext import cli
 from xnext.evaluation.predict import load_classifier, predict
 from xnext.models import save_checkpoint
@@ -28,12 +32,34 @@ def run(capsys, *words):
     return captured.out
 
 
-def test_a_checkpoint_becomes_a_file_that_predicts_the_same(capsys, tmp_path, classifier, pictures):
-    checkpoint, output = tmp_path / "a.safetensors", tmp_path / "a.xml"
+@pytest.fixture
+def checkpoint(tmp_path, classifier):
     save_checkpoint(
-        checkpoint, classifier.model, model_name=classifier.name, model_args={}, classes=CLASSES,
-        preprocessing=classifier.preprocessing.to_dict(),
+        tmp_path / "a.safetensors", classifier.model, model_name=classifier.name, model_args={},
+        classes=CLASSES, preprocessing=classifier.preprocessing.to_dict(),
     )  # fmt: skip
+    return tmp_path / "a.safetensors"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_export_that_is_ended_leaves_no_file(checkpoint, tmp_path, number, code):
+    """After SIGTERM nothing at all; after SIGKILL a hidden folder, beside which the next export works."""
+    (tmp_path / "out").mkdir()
+    words = ["export", "--checkpoint", str(checkpoint), "--format", "openvino"]
+    process = begin([*words, "--output", str(tmp_path / "out/a.xml")])
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "out").iterdir()):
+        assert process.exitcode is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, number)
+    process.join(300)
+    assert process.exitcode == code
+    assert all(path.name.startswith(".a.xml.") for path in (tmp_path / "out").iterdir())
+    assert number == signal.SIGKILL or not list((tmp_path / "out").iterdir())
+
+
+def test_a_checkpoint_becomes_a_file_that_predicts_the_same(capsys, tmp_path, checkpoint, pictures):
+    output = tmp_path / "a.xml"
     words = [
         "--format",
         "openvino",

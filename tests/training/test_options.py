@@ -9,10 +9,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from xnext._interrupts import Interrupts
 from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
 from xnext.training import setup as building
-from xnext.training.interrupts import Interrupts
 from xnext.training.progress import Display
 from xnext.training.setup import prepare
 from xnext.training.trainer import Trainer

@@ -19,10 +19,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from forked import begin
+from xnext._interrupts import Interrupts, Stopped, clean_exit
 from xnext.cli import main
 from xnext.errors import UserError
 from xnext.training import Run, TrainConfig, train
-from xnext.training.interrupts import Interrupts, Stopped, clean_exit
 from xnext.training.states import States
 from xnext.training.trainer import Trainer
 

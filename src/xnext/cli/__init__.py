@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from xnext._interrupts import Stopped
 from xnext._parser import Parser, config_first
 from xnext._processes import is_first
 from xnext._version import __version__
@@ -31,7 +32,6 @@ from xnext.cli import (
 )
 from xnext.cli._common import add_verbs, fail
 from xnext.errors import UserError
-from xnext.training.interrupts import Stopped
 
 _INTERRUPTED = 128 + 2  # as a shell reports a process that SIGINT ended
 _PIPE_CLOSED = 128 + 13  # and SIGPIPE

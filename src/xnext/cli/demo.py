@@ -6,12 +6,12 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from xnext._interrupts import clean_exit
 from xnext._parser import Parser
 from xnext.cli._common import CHECKPOINT_HELP, Verb, at_least
 from xnext.cli._measured import FURTHER_MODELS_HELP, load_networks
 from xnext.data._decode import MAX_PIXELS
 from xnext.errors import UserError
-from xnext.training.interrupts import clean_exit
 
 _MOST_MEGAPIXELS = MAX_PIXELS // 10**6
 _PORTS = 2**16

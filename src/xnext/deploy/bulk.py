@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from xnext._files import is_temporary, make_folder, write_atomic, write_error
+from xnext._interrupts import Interrupts, Stopped
 from xnext._types import check_types
 from xnext._workers import require_free_of
 from xnext._yaml import read_yaml
@@ -26,7 +27,6 @@ from xnext.data import BadImageError, ImageSource
 from xnext.deploy._pool import Pool
 from xnext.errors import UserError, is_out_of_memory
 from xnext.evaluation.predict import Classifier, answer, load_classifier, weights_file
-from xnext.training.interrupts import Interrupts, Stopped
 
 if TYPE_CHECKING:
     from xnext.deploy._parts import Row

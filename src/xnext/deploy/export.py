@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from xnext._files import require_writable, save_atomic, write_error
+from xnext._interrupts import clean_exit
 from xnext.data import ImageData
 from xnext.deploy._artefact import Artefact, Format, How, files_of, seal
 from xnext.deploy._formats import FORMATS
@@ -31,7 +32,6 @@ from xnext.evaluation.complexity import check_image_size
 from xnext.evaluation.predict import Classifier
 from xnext.kernels import fuse
 from xnext.models._network import Network
-from xnext.training.interrupts import clean_exit
 
 _LARGER = 1.25  # the second size that is tried where any may come; then a multiple of
 _ROOM = 2  # times the weights: a file is written, then sealed

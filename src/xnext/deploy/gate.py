@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from xnext.data import BadImageError, ImageData, ImageSource, Preprocessing, load_data
@@ -91,6 +90,8 @@ def _readable(source: ImageSource, count: int) -> Iterator[Image.Image]:
 
 
 def _photographs(count: int) -> Iterator[Image.Image]:
+    from sklearn.datasets import load_sample_images  # which a second of every command would go into
+
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     random = np.random.default_rng(0)
     for number in range(count):

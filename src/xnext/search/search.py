@@ -14,6 +14,7 @@ import yaml
 
 from xnext._cluster import connect
 from xnext._files import make_folder, write_atomic
+from xnext._interrupts import Interrupts, Stopped
 from xnext._workers import require_free_of, warm_up
 from xnext.data import load_data, write_packed
 from xnext.errors import UserError
@@ -32,7 +33,6 @@ from xnext.search.trial import (
     TrialLost,
     supervise,
 )
-from xnext.training.interrupts import Interrupts, Stopped
 
 _MOST_LOST = 2  # times that a trial is asked again whose process was killed
 _FAILED_AT_FIRST = 5  # trials, not all of which may have gone wrong; when it goes on, as many again

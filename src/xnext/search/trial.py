@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from xnext._files import make_folder, write_atomic
+from xnext._interrupts import Stopped
 from xnext._timing import deciles, time_calls
 from xnext._workers import die_with_parent, warm_up, without_script
 from xnext.data import Preprocessing
@@ -31,7 +32,6 @@ from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.kernels import fuse
 from xnext.models._registry import create_variant
 from xnext.training import Run, TrainConfig, train
-from xnext.training.interrupts import Stopped
 from xnext.training.trainer import NonFiniteError
 
 SUCCESS = "success"

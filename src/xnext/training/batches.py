@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from xnext._interrupts import clean_exit
 from xnext.data import (
     EpochSampler,
     ImageData,
@@ -29,7 +30,6 @@ from xnext.data import (
 from xnext.errors import UserError
 from xnext.training.bad_images import check_bad_images
 from xnext.training.config import TrainConfig
-from xnext.training.interrupts import clean_exit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 
 from xnext._figures import write_figure
+from xnext._interrupts import Interrupts
 from xnext._processes import is_first
 from xnext.errors import UserError
 from xnext.kernels import use_backend
 from xnext.training.config import TrainConfig
 from xnext.training.distributed import lost_processes
-from xnext.training.interrupts import Interrupts
 from xnext.training.pictures import draw_curves
 from xnext.training.progress import Display, Screen
 from xnext.training.run import Run, require_free

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xnext._files import is_temporary
+from xnext._interrupts import Interrupts, Stopped
 from xnext._processes import add_up, agree, gather
 from xnext._random import STEP, derive_seed, seed_all
 from xnext.data import check_same_classes
@@ -24,7 +25,6 @@ from xnext.models import save_checkpoint
 from xnext.training.bad_images import BadImages
 from xnext.training.distributed import average_optimizer, make_alike
 from xnext.training.events import Events
-from xnext.training.interrupts import Interrupts, Stopped
 from xnext.training.progress import Display, peak_memory
 from xnext.training.run import Run
 from xnext.training.setup import Setup

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: it finishes its step and saves before it does."""
+"""Signals that ask long work to stop: it saves, or removes what it made, before it does."""
 
 import signal
 import sys
@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):  # noqa: N818 - the user's wish, no error
-    """A training stopped by a signal, after everything was saved.
+    """Long work stopped by a signal, after everything was saved.
 
     Attributes:
         signal: Number of the signal.
