@@ -83,6 +83,7 @@ def test_the_picture(capsys, runs):
     assert (runs / "d.png").exists()
 
 
+@pytest.mark.slow
 def test_runs_with_names_of_any_letters_in_a_real_process(runs):
     names = ["猫 [red]", "two\nlines", ":cat:"]
     for name in names:

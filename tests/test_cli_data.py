@@ -131,6 +131,7 @@ def test_the_sheet_is_a_picture(capsys, folder, tmp_path):
     assert (tmp_path / "again.png").exists()
 
 
+@pytest.mark.slow
 def test_names_of_any_letters_in_a_real_process(folder, tmp_path):
     names = ["猫 cat", os.fsdecode(b"not-utf8-\xff"), "two\nlines", "[red]", ":cat:"]
     for number, name in enumerate(names):

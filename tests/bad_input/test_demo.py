@@ -175,6 +175,7 @@ def test_the_page_in_a_browser(browser_page, address, tmp_path):
         assert any("Content Security Policy" in one for one in page.complaints)
 
 
+@pytest.mark.slow
 def test_it_ends_by_sigterm_with_a_browser_on_it(trained, browser_page, tmp_path):
     words = ["--checkpoint", trained]
     with ExitStack() as later, served(*words, ended_by=signal.SIGTERM, folder=tmp_path) as address:

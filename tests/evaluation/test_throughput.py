@@ -137,7 +137,7 @@ def test_the_peer_has_the_same_weights(monkeypatch):
     assert rows[2].error < 1e-5 and rows[-1].error is None
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_steps_of_training(monkeypatch, dtype):
     """Outputs and gradients are those of the peer, before anything is learned; then weights move."""
     monkeypatch.setattr(throughput, "TWINS", {"inceptionnext_atto": "inception_next_atto"})

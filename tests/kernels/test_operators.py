@@ -319,8 +319,8 @@ def test_nor_by_the_other_operators(device, triton, name, layout):
 @pytest.mark.parametrize("name", ["3x3 stride 1", *WHOLE])
 def test_two_runs_are_equal_to_the_bit(device, triton, name):
     operator = OPERATORS[name]
-    x = draw(3, 24, 9, 11, device=device).to(memory_format=torch.channels_last)
-    given = [x, *(draw(*shape, device=device) for shape in operator.shapes(24))]
+    x = draw(2, 16, 6, 7, device=device).to(memory_format=torch.channels_last)
+    given = [x, *(draw(*shape, device=device) for shape in operator.shapes(16))]
     first, second = (gradients(operator, given) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 

@@ -223,8 +223,8 @@ def wait_for_a_state(config: TrainConfig, exit_code: Callable[[], int | None]) -
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
 def test_a_real_process_saves_when_it_is_told_to_stop(config, never_stopped, number, code):
-    config = config(**OPTIONS | {"epochs": 15})  # long enough to be still at it when the signal comes
-    expected = never_stopped(15)
+    config = config(**OPTIONS | {"epochs": 4})  # long enough to be still at it when the signal comes
+    expected = never_stopped(4)
     process = start(config)
     wait_for_a_state(config, process.poll)
     process.send_signal(number)
