@@ -58,6 +58,7 @@ class Parser(ArgumentParser):
         metavars: Mapping[str, str] = types.MappingProxyType({}),
         *,
         names: Mapping[str, str] = types.MappingProxyType({}),
+        texts: Mapping[str, str] = types.MappingProxyType({}),
         given: bool = False,
     ) -> None:
         """Add an option for every field of a dataclass, explained by the ``Attributes`` of its docstring.
@@ -67,9 +68,11 @@ class Parser(ArgumentParser):
             without: Fields that get none.
             metavars: What stands for the value of a field in the help, where its type does not say enough.
             names: How the option of a field is called, where not as the field.
+            texts: What explains the option of a field, where not its docstring does.
             given: Whether the result holds only what was given, not the defaults.
         """
-        texts = {doc.arg_name: doc.description for doc in docstring_parser.parse(config.__doc__ or "").params}
+        explained = docstring_parser.parse(config.__doc__ or "").params
+        texts = {doc.arg_name: doc.description or "" for doc in explained} | dict(texts)
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             if field.name in without:
@@ -84,7 +87,7 @@ class Parser(ArgumentParser):
             else:
                 metavar = metavars.get(field.name) or _metavar(hints[field.name])
                 default |= {"type": hints[field.name], "metavar": metavar}
-            text = (texts[field.name] or "").replace("None:", "default:")
+            text = texts[field.name].replace("None:", "default:")
             if given and not required:
                 if default["default"] is not None:
                     text = f"{text} (default: {default['default']})"

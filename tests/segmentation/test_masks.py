@@ -46,7 +46,7 @@ def test_a_fifth_is_held_out_where_nothing_is(tmp_path):
     for number in range(10):
         save(tmp_path / f"images/street {number}/a.b.png", np.full((4, 5, 3), number, np.uint8))
         save(tmp_path / f"masks/street {number}/a.b.png", np.full((4, 5), number % 2, np.uint8))
-    (tmp_path / "classes.txt").write_text("road\n\nsky\n")
+    (tmp_path / "classes.txt").write_text("road\nsky\n\n")
     data = load_masks(str(tmp_path), seed=3)
     assert (len(data.train), len(data.val)) == (8, 2)
     for source in (data.train, data.val):
@@ -132,6 +132,8 @@ def remove(*parts):
         (remove("classes.txt"), "classes.txt: cannot be read .*write a class name a line"),
         (lambda folder: (folder / "classes.txt").write_text("one\none\n"), "names 'one' twice"),
         (lambda folder: (folder / "classes.txt").write_text("one\n"), "names 1 classes"),
+        (lambda folder: (folder / "classes.txt").write_text("one\n\ntwo\n"), "classes.txt: line 2 is empty"),
+        (lambda folder: (folder / "annotations").mkdir(), "has both annotations/ and masks/; keep one"),
         (lambda folder: (folder / "classes.txt").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
     ],
 )
@@ -151,7 +153,7 @@ def test_a_check_names_every_file(copy, capsys):
     break_size(copy)
     with pytest.raises(UserError, match=r"segment check .* --json lists them"):
         load_masks(str(copy))
-    assert main(["segment", "check", str(copy), "--json"]) == 0
+    assert main(["segment", "check", str(copy), "--json"]) == 2
     report = json.loads(capsys.readouterr().out)
     told = [(case[-14:-6], case[-5:]) for case in report["values"]]
     assert told == [(f"{number:04}.png", f"({200 + number})") for number in range(7)]
@@ -161,15 +163,17 @@ def test_a_check_names_every_file(copy, capsys):
     ]
     assert len(report["sizes"]) == 1 and not report["unreadable"]
     assert [row["train"]["masks"] for row in report["classes"]] == [3, 3]
-    assert main(["segment", "check", str(copy)]) == 0
+    assert main(["segment", "check", str(copy)]) == 2
     printed = capsys.readouterr().out
     assert "10 training and 4 held-out images with masks, 2 classes" in printed
     assert "masks with values that are none of the 2 classes (7):" in printed
     assert "and 2 more, which --json lists" in printed
 
 
-def test_masks_without_an_image_do_not_end_a_training(copy):
+def test_masks_without_an_image_do_not_end_a_training(copy, capsys):
     (copy / "images/train/0008.png").unlink()
+    assert main(["segment", "check", str(copy)]) == 0
+    assert "(ignored)" in capsys.readouterr().out
     report = check_masks(load_masks(str(copy)))
     report.require_sound()
     assert "masks without an image (1): " in report.lines()[-1] and "0008.png" in report.lines()[-1]
@@ -194,7 +198,10 @@ def test_what_cannot_be_read_is_reported_and_left_out(copy):
     told = dict(case.rsplit("/", 1)[1].split(": ", 1) for case in report.findings["unreadable"])
     assert set(told) == {"0000.png", "0002.png", "0005.png"}
     assert "mode RGB" in told["0000.png"] and "is no image" in told["0002.png"]
-    assert report.images["train"].tolist() == [9, 9]
+    assert report.images["train"].tolist() == [9, 9] and report.pairs == {"train": (12, 3), "val": (4, 0)}
+    report.require_sound(0.25)
+    with pytest.raises(UserError, match=r"3 of 12 training images or .*masks/train/0002.png: is no"):
+        report.require_sound(0.24)
 
 
 def test_no_value_that_is_no_class_becomes_one_that_is_ignored(tmp_path):

@@ -98,12 +98,18 @@ def empty(folder):
     folder.mkdir()
 
 
+def ignore_all(folder):
+    for path in (folder / "masks/val").iterdir():
+        Image.new("L", (64, 64), 255).save(path)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (odd_value, "0003.png has values that are none of the 2 classes (7)"),
         (one_class, "only the data has 'ink'"),
         (damage_all, "the file is empty; nor can any other be read"),
+        (ignore_all, "and all others: no place has a class, so there is nothing to measure"),
         (empty, "has no images/ with annotations/ or masks/"),
         (lambda folder: (folder / "masks/val/0000.png").unlink(), "images without a mask (1): "),
         (lambda folder: (folder / "classes.txt").unlink(), "write a class name a line there"),
@@ -143,7 +149,7 @@ def colours(folder):
         (lambda folder: (folder / "classes.txt").write_text("background\n"), "names 1 classes"),
         (
             lambda folder: (folder / "masks/train/0000.png").write_bytes(b"x"),
-            "1 of 12 training images cannot",
+            "1 of 12 training images or their masks cannot be read: ",
         ),
     ],
 )
@@ -202,6 +208,24 @@ def test_masks_of_pictures(capsys, run, digits, tmp_path):
     shutil.copytree(folder, tmp_path / "out/images")
     again = load_masks(str(tmp_path / "out"))
     assert again.classes == ("background", "digit") and len(again.train) + len(again.val) == 4
+
+
+@pytest.mark.parametrize("size", [(1000, 3), (3, 1000), (1, 1), (1000, 1)])
+def test_strips_of_any_length(capsys, run, copy, tmp_path, size):
+    """Their short side would shrink to nothing where the long one is as long as it may be."""
+    for part in ("train", "val"):
+        name = f"{part}/0001.png"
+        Image.effect_noise(size, 90).convert("RGB").save(copy / "images" / name)
+        Image.new("L", size, 1).save(copy / "masks" / name)
+    told = tmp_path / "told"
+    said(capsys, "segment", "predict", copy / "images/val/0001.png", "--checkpoint", run, "--output", told)
+    with Image.open(told / "masks/0001.png") as mask:
+        assert mask.size == size
+    assert evaluated(capsys, run, "--data", copy)[1]["images"] == 4
+    words = ["--encoder", "convnext_debug", "--decoder", "fpn", "--image-size", 32, "--epochs", 1]
+    words += ["--batch-size", 12, "--data", copy, "--output", tmp_path / "run"]
+    _, errors = said(capsys, "segment", "train", *words)
+    assert errors == "", "a schedule of one step is no reason to warn"
 
 
 def test_one_image_and_no_overlay(capsys, run, digits, tmp_path, monkeypatch):

@@ -100,6 +100,17 @@ def test_networks_can_be_exported(decoder):
     torch.testing.assert_close(torch.export.export(network, (image,)).module()(image), expected)
 
 
+@pytest.mark.parametrize("name", ["swinv2_cr_tiny_ns_224", "coatnet_pico_rw_224"])
+def test_networks_of_one_size_are_refused(name):
+    with pytest.raises(UserError, match="takes images of 224x224 pixels alone"):
+        create_segmenter(name, "fpn", 3)
+
+
+def test_those_of_which_timm_says_so_may_take_others():
+    network = create_segmenter("twins_svt_small", "fpn", 3).eval()
+    assert network(torch.randn(1, 3, 64, 33)).shape == (1, 3, 64, 33)
+
+
 def test_published_backbones_keep_their_weights():
     backbone = xnext.create_model("inceptionnext_debug")
     network = create_segmenter("inceptionnext_debug", "fpn", 3)

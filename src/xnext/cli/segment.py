@@ -51,15 +51,19 @@ def _check(arguments: Namespace) -> int:
 
     data = load_masks(arguments.data, seed=at_least(arguments, "seed", 0), partial=True)
     report = check_masks(data, lambda looks, total: watched(looks, "checking", total))
+    code = 0 if report.is_sound else 2
     if arguments.json:
         print(json.dumps(report.to_dict()))
-        return 0
+        return code
     images = f"{len(data.train):,} training and {len(data.val):,} held-out images with masks"
     print(f"{shown(data.name)}: {images}, {len(data.classes)} classes\n")
     table = new_table("class", ">training masks", ">% of places", ">held-out masks", ">% of places")
-    for row in report.to_dict()["classes"]:
+    whole = report.to_dict()
+    for row in whole["classes"]:
         cells = (cell for part in ("train", "val") for cell in _share(row[part]))
         table.add_row(shown(row["class"]), *cells)
+    train, val = (f"{100 * whole['ignored'][part]:.2f}" for part in ("train", "val"))
+    table.add_row("(ignored)", "", train, "", val)
     print_table(table)
     for what, cases in report.odd().items():
         print(f"\n{what}:")
@@ -67,7 +71,7 @@ def _check(arguments: Namespace) -> int:
             print(f"    {shown(case)}")
         if len(cases) > _CASES:
             print(f"    and {len(cases) - _CASES:,} more, which --json lists")
-    return 0
+    return code
 
 
 def _share(part: Mapping[str, Any]) -> tuple[str, str]:
@@ -75,7 +79,9 @@ def _share(part: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _train_options(parser: Parser) -> None:
-    add_training_options(parser, without=OF_CLASSIFIERS, names={"model": "encoder"})
+    add_training_options(
+        parser, without=OF_CLASSIFIERS, names={"model": "encoder"}, texts={"data": f"{_SPEC_HELP} Required."}
+    )
 
 
 def _train(arguments: Namespace) -> int:
@@ -200,7 +206,7 @@ def _predict(arguments: Namespace) -> int:
         tiled |= result.tiled
         named = [f"{name} {share:.1%}" for name, share in result.shares[:_NAMED]]
         rest = len(result.shares) - len(named)
-        table.add_row(str(result.image), ", ".join(named) + (f" and {rest} more" if rest else ""))
+        table.add_row(shown(str(result.image)), ", ".join(named) + (f" and {rest} more" if rest else ""))
     if table.row_count:
         print_table(table)
         print(f"wrote {arguments.output}")

@@ -20,7 +20,10 @@ from xnext.training.recipes import find_recipe
 
 
 def add_training_options(
-    parser: Parser, without: Sequence[str], names: Mapping[str, str] = types.MappingProxyType({})
+    parser: Parser,
+    without: Sequence[str],
+    names: Mapping[str, str] = types.MappingProxyType({}),
+    texts: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """Add the options of a training.
 
@@ -28,10 +31,11 @@ def add_training_options(
         parser: Of the verb.
         without: Fields of the config that it is without.
         names: How the option of a field is called, where not as the field.
+        texts: What explains the option of a field, where not the field's own text does.
     """
     metavars = {"data": "SPEC", "output": "RUN", "checkpoint": "FILE", "lr": "RATE", "opt_betas": "LIST"}
     times = {"warmup": "TIME", "decay_every": "TIME", "save_every": "TIME"}
-    parser.add_options(TrainConfig, without, metavars | times, names=names)
+    parser.add_options(TrainConfig, without, metavars | times, names=names, texts=texts)
     parser.add_argument(
         "--config", "--recipe", action=_Options, metavar="FILE|NAME",
         help="YAML file of these options (a run's config.yaml is one), or the name of a recipe that "

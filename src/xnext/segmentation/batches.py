@@ -69,7 +69,7 @@ def build_train_masks(pre: Preprocessing, augment: str, mirror: bool) -> v2.Tran
     sizes = list(range(max(1, round(low * pre.image_size)), round(high * pre.image_size) + 1))
     grey = tuple(round(255 * value) for value in pre.mean)
     steps: list[v2.Transform] = [
-        v2.RandomShortestSize(sizes, _LONGEST * sizes[-1], antialias=True),
+        _RandomSize(sizes, _LONGEST * sizes[-1], antialias=True),
         v2.RandomCrop(
             pre.image_size, pad_if_needed=True, fill={tv_tensors.Image: grey, tv_tensors.Mask: IGNORE}
         ),
@@ -96,6 +96,13 @@ def build_own_size(pre: Preprocessing) -> v2.Transform:
     return v2.Compose(_normalise(pre))
 
 
+class _RandomSize(v2.RandomShortestSize):
+    """Resize image and mask to a random short side; of a long strip at least a pixel stays."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
+
+
 class _ResizeImage(v2.Transform):
     """Resize an image by its short side, and leave its mask."""
 
@@ -106,15 +113,17 @@ class _ResizeImage(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not isinstance(inpt, tv_tensors.Image):
             return inpt
-        return v2.functional.resize(
-            inpt, [self._size], InterpolationMode.BILINEAR, max_size=_longest(inpt, self._size)
-        )
+        height, width = inpt.shape[-2:]
+        return v2.functional.resize(inpt, _size(height, width, self._size), InterpolationMode.BILINEAR)
 
 
-def _longest(image: Tensor, size: int) -> int | None:
-    """Return the most that the long side may become, where the image is so long that it would be more."""
-    short, long = sorted(image.shape[-2:])
-    return _LONGEST * size if long > _LONGEST * short else None
+def _size(height: int, width: int, side: int) -> list[int]:
+    """Return the height and width whose short side is so long, unless the long one would be too long."""
+    short, long = sorted((height, width))
+    sides = [side, side * long // short]
+    if sides[1] > _LONGEST * side:
+        sides = [max(1, _LONGEST * side * side // sides[1]), _LONGEST * side]
+    return sides if height <= width else sides[::-1]
 
 
 def _normalise(pre: Preprocessing) -> list[v2.Transform]:

@@ -35,6 +35,7 @@ class MaskReport:
         classes: The class names.
         shares: For each part, the share of its places that each class has, and last what is ignored.
         images: For each part, in how many masks each class is.
+        pairs: For each part, how many pairs of image and mask it has, and how many of them cannot be read.
         findings: For each kind of what is odd, the files, each with what there is to say of it.
     """
 
@@ -42,18 +43,27 @@ class MaskReport:
     classes: tuple[str, ...]
     shares: dict[str, np.ndarray]
     images: dict[str, np.ndarray]
+    pairs: dict[str, tuple[int, int]]
     findings: dict[str, list[str]]
 
     def odd(self) -> dict[str, list[str]]:
         """Return what is odd, in words, with the files."""
         return {self._what(kind): cases for kind, cases in self.findings.items() if cases}
 
-    def require_sound(self) -> None:
+    @property
+    def is_sound(self) -> bool:
+        """Whether each image has a mask of its size, with values that are classes."""
+        return not any(self.findings[kind] for kind in _FAULTS)
+
+    def require_sound(self, max_bad_images: float = 1.0) -> None:
         """Refuse what no network can be trained on.
+
+        Args:
+            max_bad_images: The share of training pairs that may be unreadable.
 
         Raises:
             UserError: Images have no mask, masks have values that are no class or another size than their
-                image, or no place of a part has a class; with the names.
+                image, no place of a part has a class, or too much cannot be read; with the names.
         """
         for kind in _FAULTS:
             if cases := self.findings[kind]:
@@ -66,6 +76,12 @@ class MaskReport:
                 bad = self.findings["unreadable"]
                 first = f" (first of {len(bad)} unreadable ones: {bad[0]})" if bad else ""
                 raise UserError(f"{self.name}: no place of any {_PARTS[part]} mask has a class{first}")
+        pairs, lost = self.pairs["train"]
+        if lost > max_bad_images * pairs:
+            raise UserError(
+                f"{self.name}: {lost} of {pairs} training images or their masks cannot be read:"
+                f" {shorten(self.findings['unreadable'])}; mend or remove them, or raise --max-bad-images"
+            )
 
     def lines(self) -> list[str]:
         """Return what is to be said of sound masks, in lines: the share of each class, and what is odd."""
@@ -111,6 +127,7 @@ def check_masks(
     places = [(part, index) for part, source in parts.items() for index in range(len(source))]
     totals = {part: np.zeros(count + 1, dtype=np.int64) for part in parts}
     images = {part: np.zeros(count, dtype=np.int64) for part in parts}
+    lost = dict.fromkeys(parts, 0)
     findings: dict[str, list[str]] = {kind: [] for kind in _FINDINGS}
     findings["without_mask"] += data.without_mask
     findings["without_image"] += data.without_image
@@ -119,6 +136,7 @@ def check_masks(
         for (part, index), look in zip(places, progress(looks, len(places)), strict=True):
             if isinstance(look, BadImageError):
                 findings["unreadable"].append(f"{look.name}: {look.reason}")
+                lost[part] += 1
                 continue
             name, numbers = parts[part].mask_name(index), parts[part].numbers(look.values)
             strange = look.values[(numbers < 0) | ((numbers >= count) & (numbers != IGNORE))]
@@ -131,7 +149,8 @@ def check_masks(
                 np.add.at(totals[part], places_of, look.counts)  # several values may be ignored
                 images[part][np.unique(places_of[places_of < count])] += 1
     shares = {part: total / max(1, total.sum()) for part, total in totals.items()}
-    return MaskReport(data.name, data.classes, shares, images, findings)
+    pairs = {part: (len(source), lost[part]) for part, source in parts.items()}
+    return MaskReport(data.name, data.classes, shares, images, pairs, findings)
 
 
 class _Look(NamedTuple):

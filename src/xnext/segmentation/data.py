@@ -1,6 +1,7 @@
 """Images with a mask each: where they come from."""
 
 import json
+import re
 import shlex
 import zlib
 from collections.abc import Sequence
@@ -184,6 +185,8 @@ def _load_folder(spec: str, target: str, options: dict[str, str], seed: int) -> 
     if not root.is_dir():
         raise UserError(f"{spec}: no such folder; --data takes {MASK_SPECS}")
     images, masks = root / "images", _only(root, _MASK_FOLDERS)
+    if all((root / name).is_dir() for name in _MASK_FOLDERS):
+        raise UserError(f"{spec}: has both {' and '.join(f'{name}/' for name in _MASK_FOLDERS)}; keep one")
     if masks is None or not images.is_dir():
         raise UserError(f"{spec}: has no images/ with {' or '.join(f'{name}/' for name in _MASK_FOLDERS)}")
     train, val = _only(images, _TRAIN_FOLDERS), _only(images, _VAL_FOLDERS)
@@ -284,8 +287,11 @@ def _read_names(path: Path, text: str) -> tuple[str, ...]:
             raise UserError(f"{path}: its numbers are not 0 to {len(numbered) - 1}")
         lines = [numbered[number] for number in range(len(numbered))]
     elif path.name == _ADE20K:  # a table: number, three shares, names
-        lines = [line.split("\t")[-1] for line in lines[1:]]
-    return tuple(line.strip() for line in lines if line.strip())
+        lines = [re.split(r"\t+|\s{2,}", line.strip())[-1] for line in lines[1:]]
+    names = [line.strip() for line in "\n".join(lines).strip().splitlines()]
+    if "" in names:
+        raise UserError(f"{path}: line {names.index('') + 1} is empty; each class has one")
+    return tuple(names)
 
 
 def _by_stem(folder: Path) -> dict[Path, Path]:

@@ -73,7 +73,8 @@ def evaluate_masks(
         watch: Passes pairs on, and may show how many of a total.
 
     Raises:
-        UserError: A mask has values that are no class, nothing can be read, or outputs are not finite.
+        UserError: A mask has values that are no class, nothing can be read or has a class, or outputs are
+            not finite.
     """
     count = len(trained.classes)
     counts = torch.zeros(count, count, dtype=torch.int64, device=trained.device)
@@ -97,6 +98,10 @@ def evaluate_masks(
     if len(bad_images) == len(source):
         name, reason = next(iter(bad_images.items()))
         raise UserError(f"{name}: {reason}; nor can any other be read: there is nothing to measure")
+    if not counts.any():
+        raise UserError(
+            f"{source.mask_name(0)} and all others: no place has a class, so there is nothing to measure"
+        )
     return PlacesReport(
         classes=trained.classes, counts=counts.cpu().numpy(), images=len(source) - len(bad_images),
         bad_images=bad_images,

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,7 +99,8 @@ class Segmenter(nn.Module):
         num_classes: Classes of a place.
 
     Raises:
-        UserError: The network has no four levels, each half as large as the one before.
+        UserError: The network has no four levels, each half as large as the one before, or takes images of
+            one size alone.
     """
 
     def __init__(self, encoder: Any, decoder: str, num_classes: int):
@@ -110,6 +112,7 @@ class Segmenter(nn.Module):
                 f"segmentation takes networks with {LEVELS} levels of features, each half as large as the one"
                 f" before; those of this one have strides {', '.join(map(str, strides))}"
             )
+        _require_any_size(encoder, strides[-1])
         self.num_classes = num_classes
         self.in_chans = getattr(encoder, "in_chans", 3)
         self.pretrained_cfg = encoder.pretrained_cfg
@@ -152,6 +155,29 @@ class Segmenter(nn.Module):
             results.append(self.auxiliary(levels[-2]))
         logits = [enlarge(one, x.shape[-2:])[..., :height, :width] for one in results]
         return logits[0] if len(logits) == 1 else (logits[0], logits[1])
+
+
+def _require_any_size(encoder: Any, stride: int) -> None:
+    """Refuse a network that takes images of one size alone; those that may say so in timm.
+
+    Raises:
+        UserError: It takes no other.
+    """
+    if not encoder.pretrained_cfg.get("fixed_input_size"):
+        return
+    _, *size = encoder.pretrained_cfg["input_size"]
+    image = next(encoder.parameters()).new_zeros(1, 3, size[0], size[1] + stride)
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            encoder.eval().forward_intermediates(image, intermediates_only=True)
+    except (AssertionError, RuntimeError, IndexError) as error:
+        raise UserError(
+            f"this network takes images of {size[0]}x{size[1]} pixels alone, and segmentation needs one that"
+            " takes any; choose another"
+        ) from error
+    finally:
+        encoder.train(training)
 
 
 def create_segmenter(

@@ -1,5 +1,6 @@
 """How long and how fast: durations, the learning rate of a batch size, and its course over a training."""
 
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -30,6 +31,9 @@ LEARNING_RATES: dict[str, tuple[float, float]] = {
     "lamb": (1e-2, 0.5),
     "lion": (4e-4, 0.5),
 }
+# The library warns of a cosine of one step, which is no mistake of a training that short.
+logging.getLogger("timm.scheduler").setLevel(logging.ERROR)
+
 _ADAPTIVE_POWER = 0.5
 _REFERENCE_BATCH = 256
 

@@ -226,7 +226,7 @@ def _load_data(config: TrainConfig) -> tuple[Any, list[str]]:
 
     data = load_masks(config.data, seed=config.seed)
     report = check_masks(data, lambda looks, total: watched(looks, "checking masks", total))
-    report.require_sound()
+    report.require_sound(config.max_bad_images)
     return data, report.lines()
 
 
