@@ -1,6 +1,6 @@
 """Handwritten digits on photographs, with masks of their ink: `python make_digits.py FOLDER`."""
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -47,4 +47,6 @@ def _draw(
 
 
 if __name__ == "__main__":
-    make_digits(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    make_digits(parser.parse_args().folder)
