@@ -164,7 +164,8 @@ def test_a_check_names_every_file(copy, capsys):
     assert len(report["sizes"]) == 1 and not report["unreadable"]
     assert [row["train"]["masks"] for row in report["classes"]] == [3, 3]
     assert main(["segment", "check", str(copy)]) == 2
-    printed = capsys.readouterr().out
+    printed, error = capsys.readouterr()
+    assert error.startswith(f"xnext: error: {copy}: images without a mask (1): ") and error.count("\n") == 1
     assert "10 training and 4 held-out images with masks, 2 classes" in printed
     assert "masks with values that are none of the 2 classes (7):" in printed
     assert "and 2 more, which --json lists" in printed

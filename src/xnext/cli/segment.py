@@ -23,9 +23,11 @@ from xnext.cli.train import add_training_options, run_training
 from xnext.data import check_same_classes
 from xnext.errors import UserError, shown
 from xnext.evaluation.accuracy import METRICS
-from xnext.training.config import OF_CLASSIFIERS
+from xnext.training.config import OF_CLASSIFIERS, TrainConfig
 
 if TYPE_CHECKING:
+    from xnext.segmentation.check import MaskReport
+    from xnext.segmentation.data import MaskData
     from xnext.segmentation.inference import Tiles
 
 # xnext.segmentation is imported where it is used: it needs segmentation-models-pytorch.
@@ -51,10 +53,15 @@ def _check(arguments: Namespace) -> int:
 
     data = load_masks(arguments.data, seed=at_least(arguments, "seed", 0), partial=True)
     report = check_masks(data, lambda looks, total: watched(looks, "checking", total))
-    code = 0 if report.is_sound else 2
     if arguments.json:
         print(json.dumps(report.to_dict()))
-        return code
+    else:
+        _print_check(data, report)
+    report.require_sound(TrainConfig.max_bad_images)  # as a training would
+    return 0
+
+
+def _print_check(data: "MaskData", report: "MaskReport") -> None:
     images = f"{len(data.train):,} training and {len(data.val):,} held-out images with masks"
     print(f"{shown(data.name)}: {images}, {len(data.classes)} classes\n")
     table = new_table("class", ">training masks", ">% of places", ">held-out masks", ">% of places")
@@ -71,7 +78,6 @@ def _check(arguments: Namespace) -> int:
             print(f"    {shown(case)}")
         if len(cases) > _CASES:
             print(f"    and {len(cases) - _CASES:,} more, which --json lists")
-    return code
 
 
 def _share(part: Mapping[str, Any]) -> tuple[str, str]:

@@ -50,11 +50,6 @@ class MaskReport:
         """Return what is odd, in words, with the files."""
         return {self._what(kind): cases for kind, cases in self.findings.items() if cases}
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether each image has a mask of its size, with values that are classes."""
-        return not any(self.findings[kind] for kind in _FAULTS)
-
     def require_sound(self, max_bad_images: float = 1.0) -> None:
         """Refuse what no network can be trained on.
 
