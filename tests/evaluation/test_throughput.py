@@ -1,6 +1,7 @@
 """Networks measured side by side."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -191,6 +192,28 @@ def test_gradients_are_compared(monkeypatch):
     monkeypatch.setattr(Way, "prepare", wrong)
     with pytest.raises(UserError, match=r"eager fp32, computes something else: it is 0\.01 off"):
         benchmark("convnext_debug", replace(SMALL, training=True))
+
+
+def plain(depth: int) -> nn.Module:
+    """Convolutions with batch norms, without any residual connection: each magnifies what changes."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 1)]
+    for _ in range(depth):
+        layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 1000))
+
+
+@pytest.mark.parametrize(("depth", "error", "refused"), [(1, 2e-3, True), (60, 2e-3, False), (60, 1e9, True)])
+def test_in_training_results_may_differ_by_what_rounding_does(depth, error, refused):
+    plan = replace(SMALL, training=True, image_size=8)
+    size, model = 8, plain(depth)
+    rows = [throughput.Row("plain", size, "eager", "NHWC", "fp32", 2, 1, 1, 0, 1, 1, error, 0)]
+    with (
+        pytest.raises(UserError, match="plain, eager fp32, computes something else")
+        if refused
+        else nullcontext()
+    ):
+        throughput._check(rows, model, plan)
 
 
 def test_ways_are_what_they_are_called():

@@ -48,6 +48,10 @@ LAYOUTS = {"best": (False, True), "nchw": (False,), "nhwc": (True,)}
 
 # How far results may be from the first row's, as a share of their norm.
 _TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
+# And in training, how many times as far as gradients move with the last bits of the images, since both that
+# are compared round. Statistics of a batch magnify that layer by layer: Inception-v3's move by 3 %,
+# ResNet-50's by 4e-7.
+_ROUNDINGS = 2
 _WARM_UP = 2
 _STIRRED_BY = 4  # images
 _LEARNING_RATE = 1e-3
@@ -261,11 +265,6 @@ def benchmark(
             raise UserError(f"{name} does not fit into the memory with one image; use a smaller --image-size")
         plan = replace(plan, batch_size=plan.batch_size // 2)
         torch.cuda.empty_cache()
-    for row in rows:
-        if row.error is not None and not row.error < _TOLERANCE[row.dtype]:
-            raise UserError(
-                f"{row.network}, {row.way} {row.dtype}, computes something else: it is {row.error:.2g} off"
-            )
     return rows
 
 
@@ -280,12 +279,12 @@ def _compare(
 ) -> list[Row]:
     """Measure all that stands beside each other, with batches of one size."""
     network = _stir(create_network(name, model_args))
-    subjects = []
+    subjects, first = [], network
     with _precision(plan.dtype):
         if twin and name in TWINS and not model_args:
-            same = _stir(create_network(TWINS[name]))
-            load_checkpoint(network, same.state_dict())
-            subjects += _prepare(f"timm {TWINS[name]}", same, plan, plan.ways(peer=True))
+            first = _stir(create_network(TWINS[name]))
+            load_checkpoint(network, first.state_dict())
+            subjects += _prepare(f"timm {TWINS[name]}", first, plan, plan.ways(peer=True))
         ways = plan.ways(peer=False, fusable=isinstance(network, Network))
         subjects += _prepare(name, network, plan, ways)
         for other in against:
@@ -296,7 +295,36 @@ def _compare(
             _Subject(way.network, way.image_size, way, way.call, same=False, images=way.images)
             for way in exported
         ]
-        return list(_measure(subjects, plan, watch))
+        rows = list(_measure(subjects, plan, watch))
+        _check(rows, first, plan)
+        return rows
+
+
+def _check(rows: Sequence[Row], model: nn.Module, plan: Plan) -> None:
+    """Refuse ways of a network that compute something else than its first row.
+
+    Raises:
+        UserError: One is further off than rounding explains.
+    """
+    off = [row for row in rows if row.error is not None and not row.error < _TOLERANCE[row.dtype]]
+    if off and plan.training:
+        bound = _ROUNDINGS * _rounding(model, plan, off[0].image_size)
+        off = [row for row in off if row.error is not None and not row.error < bound]
+    if off:
+        row = off[0]
+        raise UserError(
+            f"{row.network}, {row.way} {row.dtype}, computes something else: it is {row.error:.2g} off"
+        )
+
+
+def _rounding(model: nn.Module, plan: Plan, size: int) -> float:
+    """Return how far the last bits of the images alone move the gradients, as a share of their norm.
+
+    The norms of two sets of gradients differ by no more than the gradients do.
+    """
+    way = Way(dtype=plan.dtype, channels_last=LAYOUTS[plan.layout][0])
+    (_, *exact), (_, *moved) = (_call(way, model, plan, size, nudged)() for nudged in (False, True))
+    return _error(*(torch.cat([value.double().flatten() for value in values]) for values in (moved, exact)))
 
 
 @contextmanager
@@ -403,13 +431,23 @@ def _prepare(network: str, model: Any, plan: Plan, ways: Sequence[Way], same: bo
     return [_Subject(network, size, way, _call(way, model, plan, size), same) for way in ways]
 
 
-def _call(way: Way, model: nn.Module, plan: Plan, size: int) -> Callable[[], list[Tensor]]:
-    """Return the call that is measured: of the network, or a step of its training."""
+def _call(
+    way: Way, model: nn.Module, plan: Plan, size: int, nudged: bool = False
+) -> Callable[[], list[Tensor]]:
+    """Return the call that is measured: of the network, or a step of its training.
+
+    With ``nudged``, images differ from the others in their last bits.
+    """
     network = way.prepare(copy.deepcopy(model).eval().to(plan.device), plan.training)
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> list[Tensor]:
-        images = torch.randn(plan.batch_size, 3, size, size, generator=generator).to(plan.device)
+        images = torch.randn(plan.batch_size, 3, size, size, generator=generator)
+        if nudged:
+            images += (
+                images * torch.randn(images.shape, generator=generator) * torch.finfo(DTYPES[way.dtype]).eps
+            )
+        images = images.to(plan.device)
         return [way.convert(images, plan.training)]
 
     turn = rotate(draw, plan.device)
