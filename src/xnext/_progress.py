@@ -1,10 +1,18 @@
 """How far long work is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
+
+Watch = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""Passes items on, under a title, and may show how many of a total; as :func:`watched` does."""
+
+
+def unwatched(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
+    """Pass items on, and show nothing."""
+    return items
 
 
 def watched(items: Iterable[Any], title: str, total: int | None = None) -> Iterable[Any]:

@@ -187,14 +187,14 @@ def test_pictures_of_several_classes():
 def test_progress_sees_every_picture_and_the_total():
     seen = []
 
-    def progress(looks, total):
+    def watch(looks, title, total):
         seen.append(total)
         for look in looks:
             seen.append(look)
             yield look
 
     data = load_data("digits")
-    check_data(data, progress)
+    check_data(data, watch)
     assert seen[0] == len(seen) - 1 == len(data.train) + len(data.val)
 
 
@@ -207,7 +207,7 @@ def test_only_some_pictures_are_read_ahead():
             reads.append(index)
             raise BadImageError(self.name(index), "is odd")
 
-    def first_alone(looks, total):
+    def first_alone(looks, title, total):
         yield next(iter(looks))
         assert len(reads) <= _AT_ONCE
 

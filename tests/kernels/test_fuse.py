@@ -94,7 +94,7 @@ def test_parts_are_what_the_cache_holds(monkeypatch, room, parts):
     sizes = []
 
     class Half(_InParts):
-        _widest = 4.0
+        _between = 4.0
 
         def _compute(self, x):
             sizes.append(len(x))

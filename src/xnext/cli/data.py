@@ -38,7 +38,7 @@ def _data(arguments: Namespace) -> int:
     data = load_data(arguments.data, seed=seed)
     if arguments.output is not None:  # first, since a place that cannot be written to is soon told
         write_figure(arguments.output, draw_contact_sheet(data))
-    report = check_data(data, lambda looks, total: watched(looks, "checking", total))
+    report = check_data(data, watched)
     seconds = round(time.perf_counter() - started, 3)
     if arguments.json:
         print(json.dumps(report.to_dict() | {"seconds": seconds}))

@@ -52,7 +52,7 @@ def _check(arguments: Namespace) -> int:
     from xnext.segmentation.data import load_masks
 
     data = load_masks(arguments.data, seed=at_least(arguments, "seed", 0), partial=True)
-    report = check_masks(data, lambda looks, total: watched(looks, "checking", total))
+    report = check_masks(data, watched)
     if arguments.json:
         print(json.dumps(report.to_dict()))
     else:

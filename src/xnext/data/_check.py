@@ -1,7 +1,7 @@
 """What a data set holds and what is odd about it, found before a training is."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xnext._progress import Watch, unwatched
 from xnext.data._decode import BadImageError
 from xnext.data._sources import ImageData, ImageSource
 from xnext.errors import UserError, shorten
@@ -163,15 +164,12 @@ class DataReport:
         }
 
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-
-
-def check_data(data: ImageData, progress: Progress = lambda looks, total: looks) -> DataReport:
+def check_data(data: ImageData, watch: Watch = unwatched) -> DataReport:
     """Look at every picture of a data set once.
 
     Args:
         data: The set.
-        progress: Passes on what it is given, and may show how much of the total that is.
+        watch: Passes on what it is given, and may show how much of the total that is.
 
     Raises:
         UserError: No training picture can be read.
@@ -181,7 +179,7 @@ def check_data(data: ImageData, progress: Progress = lambda looks, total: looks)
     places: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
     sizes = []
     histogram = np.zeros((3, 256), dtype=np.int64)
-    for look in progress(_look_at_all(sources), sum(map(len, sources.values()))):
+    for look in watch(_look_at_all(sources), "checking", sum(map(len, sources.values()))):
         if look.error is not None:
             unreadable[look.part][sources[look.part].name(look.place)] = look.error
             continue

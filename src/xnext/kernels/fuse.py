@@ -78,14 +78,14 @@ class FusedConv2d(nn.Conv2d):
 class _InParts(nn.Module):
     """What computes each image by itself: on a CPU a few at once, so that caches hold what is in between."""
 
-    _widest = 0.0  # numbers that are in between, for each place of the input
+    _between = 0.0  # numbers that are in between, for each place of the input
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
         if not _is_plain_cpu(x):
             return self._compute(x)
         room = _CACHE * torch.get_num_threads()
-        image = max(1, int(self._widest * x.shape[2] * x.shape[3] * x.element_size()))
+        image = max(1, int(self._between * x.shape[2] * x.shape[3] * x.element_size()))
         if len(x) * image <= 2 * room:
             return self._compute(x)
         parts = map(self._compute, x.split(max(1, room // image)))
@@ -107,7 +107,7 @@ def _join(first: Tensor, others: Iterable[Tensor], images: int) -> Tensor:
     return whole
 
 
-def _widest(layers: Iterable[nn.Module]) -> float:
+def _count_between(layers: Iterable[nn.Module]) -> float:
     """Return how many numbers there are at most after one of the layers, for each place of the input."""
     widest, places = 0.0, 1.0
     for layer in layers:
@@ -127,7 +127,7 @@ class FusedLayers(_InParts):
     def __init__(self, layers: Sequence[nn.Module]):
         super().__init__()
         self.layers = nn.Sequential(*fuse_layers(layers))
-        self._widest = _widest(self.layers)
+        self._between = _count_between(self.layers)
 
     def _compute(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -226,7 +226,7 @@ class FusedMetaNeXtBlock(_InParts):
                 fc2.weight.mul_(block.gamma.reshape(-1, 1, 1, 1))
                 fc2.bias.mul_(block.gamma)
         self.layers = nn.Sequential(*fuse_layers([block.norm, block.mlp.fc1, block.mlp.act, fc2]))
-        self._widest = _widest(self.layers)
+        self._between = _count_between(self.layers)
 
     def _compute(self, x: Tensor) -> Tensor:
         if not (self.in_place and self.mixer.works_in_place(x)):  # type: ignore[operator]
@@ -247,7 +247,7 @@ class FusedSeparableBlock(_InParts):
         layers = list(block.layers)
         last = layers.pop() if isinstance(layers[-1], SqueezeExcite) else None
         self.layers = nn.Sequential(*fuse_layers(layers))
-        self._widest = _widest(self.layers)
+        self._between = _count_between(self.layers)
         self.scale: nn.Module | None = None
         if isinstance(last, SqueezeExcite):
             pooled = [nn.AdaptiveAvgPool2d(1), last.fc1, last.norm, last.act, last.fc2, nn.Sigmoid()]

@@ -1,13 +1,13 @@
 """What masks hold and what is odd about them, before a training is."""
 
 import shlex
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xnext._progress import Watch, unwatched
 from xnext.data import BadImageError
 from xnext.errors import UserError, shorten
 from xnext.segmentation.data import IGNORE, MaskData, MaskSource
@@ -108,14 +108,12 @@ class MaskReport:
         return {"data": self.name, "classes": classes, "ignored": ignored} | self.findings
 
 
-def check_masks(
-    data: MaskData, progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda looks, total: looks
-) -> MaskReport:
+def check_masks(data: MaskData, watch: Watch = unwatched) -> MaskReport:
     """Look at every image and its mask once.
 
     Args:
         data: Images and masks.
-        progress: Passes on what it is given, and may show how much of the total that is.
+        watch: Passes on what it is given, and may show how much of the total that is.
     """
     count = len(data.classes)
     parts = {"train": data.train, "val": data.val}
@@ -128,7 +126,7 @@ def check_masks(
     findings["without_image"] += data.without_image
     with ThreadPoolExecutor() as pool:
         looks = pool.map(lambda place: _look(parts[place[0]], place[1]), places)
-        for (part, index), look in zip(places, progress(looks, len(places)), strict=True):
+        for (part, index), look in zip(places, watch(looks, "checking", len(places)), strict=True):
             if isinstance(look, BadImageError):
                 findings["unreadable"].append(f"{look.name}: {look.reason}")
                 lost[part] += 1

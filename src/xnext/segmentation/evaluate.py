@@ -1,6 +1,6 @@
 """How well a segmentation network tells the places of images that it has not seen."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from xnext._progress import Watch, unwatched
 from xnext.data import BadImageError
 from xnext.errors import UserError
 from xnext.segmentation.data import IGNORE, MaskSource
@@ -16,8 +17,6 @@ from xnext.segmentation.inference import ONE_VIEW, Trained, Views, answer, ask
 from xnext.segmentation.task import count_places, shares, summarise
 
 _AT_ONCE = 16  # pairs that threads read ahead
-
-Watch = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ def evaluate_masks(
     trained: Trained,
     source: MaskSource,
     views: Views = ONE_VIEW,
-    watch: Watch = lambda pairs, title, total: pairs,
+    watch: Watch = unwatched,
 ) -> PlacesReport:
     """Ask a network about the images of a source, and compare at the size of their masks.
 

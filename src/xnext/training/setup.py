@@ -225,7 +225,7 @@ def _load_data(config: TrainConfig) -> tuple[Any, list[str]]:
     from xnext.segmentation.data import load_masks
 
     data = load_masks(config.data, seed=config.seed)
-    report = check_masks(data, lambda looks, total: watched(looks, "checking masks", total))
+    report = check_masks(data, watched)
     report.require_sound(config.max_bad_images)
     return data, report.lines()
 
