@@ -151,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=list(OPTIMIZERS))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="replays at a time")
     parser.add_argument("--output", type=Path, help="folder for the result")
@@ -158,7 +159,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = read_table(arguments.table)
     most = TRAININGS * statistics.mean(row[f"seconds_{BUDGETS[-1]}"] for row in rows)
-    tasks = [(name, seed) for name in arguments.optimizers for seed in range(arguments.seeds)]
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    tasks = [(name, seed) for name in arguments.optimizers for seed in seeds]
     with ProcessPoolExecutor(arguments.workers) as pool:
         futures = [pool.submit(replay, name, seed, rows, most) for name, seed in tasks]
         done = [future.result() for future in track(futures, "replays")]
@@ -185,7 +187,7 @@ def main() -> None:
         draw(replays, most, arguments.picture)
     if arguments.output:
         about = {
-            "summary": summary, "seconds": most, "seeds": arguments.seeds,
+            "summary": summary, "seconds": most, "seeds": arguments.seeds, "first_seed": arguments.first,
             "versions": {name: version(name) for name in ("xnext", "smac", "ConfigSpace")},
             "date": datetime.date.today().isoformat(), "replays": [asdict(one) for one in done],
         }  # fmt: skip

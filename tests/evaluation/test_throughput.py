@@ -144,7 +144,8 @@ def test_steps_of_training(monkeypatch, dtype):
     monkeypatch.setattr(throughput, "TWINS", {"inceptionnext_atto": "inception_next_atto"})
     plan = replace(SMALL, training=True, dtype=dtype, batch_size=4, image_size=64)
     rows = benchmark("inceptionnext_atto", plan)
-    assert len(rows) == 4 and all(row.dtype == dtype for row in rows)
+    assert [row.way for row in rows] == ["eager"] * 4 + ["accelerated"]
+    assert all(row.dtype == dtype for row in rows)
     assert all(row.error < (1e-5 if dtype == "fp32" else 5e-2) for row in rows)
     step = throughput._call(Way(), nn.Sequential(nn.Conv2d(3, 1000, 8), nn.Flatten()), plan, size=8)
     (first, *gradients), (second, *_) = step(), step()

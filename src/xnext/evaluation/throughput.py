@@ -91,11 +91,11 @@ class Plan:
         if peer:
             return ways
         last = layouts[-1]
-        own = [Way(accelerated=True, dtype=self.dtype, channels_last=last)] if on_gpu else []
+        own = [Way(accelerated=True, dtype=self.dtype, channels_last=last)] if on_gpu or self.training else []
         if fusable and not self.training:
             dtypes = (self.dtype, "bf16") if self.dtype == "fp32" and self._has_bf16 else (self.dtype,)
             own += [Way(fused=True, dtype=dtype, channels_last=last) for dtype in dtypes]
-        if self.compiled:
+        if self.compiled and (on_gpu or not self.training):  # a compiler of CPUs takes PyTorch's convolutions
             own += [replace(way, compiled=True) for way in own]
         return ways + own
 

@@ -48,6 +48,11 @@ def use_backend(backend: Backend) -> Iterator[None]:
         _backend = before
 
 
+def is_auto() -> bool:
+    """Return whether the faster one is to compute an operator."""
+    return _backend == "auto"
+
+
 def takes_triton(name: str, x: Tensor, *geometries: Geometry) -> bool:
     """Return whether the Triton kernel is to compute an operator.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from xnext.errors import UserError
-from xnext.kernels import _ops, reference
+from xnext.kernels import _onednn, _ops, reference
 from xnext.kernels._backend import effective_dtype, takes_triton
 from xnext.kernels._geometry import MAX_BLUR, Geometry, Pair
 
@@ -52,6 +52,8 @@ def depthwise_conv2d(
         )
     if takes_triton(geometry.name, x, geometry):
         return _ops.depthwise_conv2d(x, weight, bias, *moves)
+    if _onednn.takes_columns(x, weight, geometry):
+        return _onednn.depthwise_conv2d(x, weight, bias, geometry.padding)
     return reference.depthwise_conv2d(x, weight, bias, *moves)
 
 
