@@ -16,7 +16,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+def count_macs(model: nn.Module, input_size: tuple[int, int, int], name: str = "the network") -> int:
     """Return the multiply-accumulates of one image: convolutions, linear layers, attention products.
 
     Runs on the meta device, so it neither computes nor changes ``model``. Blur pooling is a
@@ -25,10 +25,18 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     Args:
         model: A network that takes float images of shape (1, C, H, W).
         input_size: (C, H, W) in pixels.
+        name: What a line calls the network.
+
+    Raises:
+        UserError: It does not take square images of that size, as :func:`check_image_size` says it.
     """
     network = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, *input_size, device="meta", dtype=next(network.parameters()).dtype))
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, *input_size, device="meta", dtype=next(network.parameters()).dtype))
+    except _UNFIT:
+        check_image_size(model, input_size[-1], name)
+        raise
     return counter.get_total_flops() // 2
 
 
@@ -48,6 +56,7 @@ def count_activations(model: nn.Module, input_size: tuple[int, int, int]) -> int
     return counter.count
 
 
+_UNFIT = (RuntimeError, ValueError, AssertionError)  # timm asserts sizes
 _PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm")
 
 
@@ -116,6 +125,6 @@ def takes(network: nn.Module, size: int) -> bool:
             network(
                 torch.empty(1, in_chans, size, size, device="meta", dtype=next(network.parameters()).dtype)
             )
-    except (RuntimeError, ValueError, AssertionError):  # timm asserts sizes
+    except _UNFIT:
         return False
     return True

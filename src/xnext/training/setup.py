@@ -21,7 +21,7 @@ from xnext._processes import is_restarted, join
 from xnext._progress import watched
 from xnext.data import ImageData, Preprocessing, absolute_spec, load_data, user_path
 from xnext.errors import UserError
-from xnext.evaluation.complexity import check_image_size, count_macs, count_parameters
+from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.kernels import accelerate
 from xnext.kernels._backend import why_not_on
 from xnext.models import LoadReport, load_checkpoint
@@ -162,10 +162,9 @@ def prepare(config: TrainConfig) -> Setup:
         set_seed(config.seed)  # here, so that the first weights do not depend on how the data were read
         network, report = build_network(config, len(data.classes))
         preprocessing = Preprocessing.for_model(network, config.image_size, config.crop_pct)
-        check_image_size(network, preprocessing.image_size, config.model)
+        params, macs = count_parameters(network), count_macs(network, preprocessing.shape, config.model)
         config = config.resolve(preprocessing.image_size, data.multilabel)
         task = build_task(config, data).to(accelerator.device)
-        params, macs = count_parameters(network), count_macs(network, preprocessing.shape)
         network = _place(config, network, accelerator.device)
         optimizer = build_optimizer(config, network)
     batches = build_batches(config, accelerator, data, preprocessing)
