@@ -32,7 +32,8 @@ LEARNING_RATES: dict[str, tuple[float, float]] = {
     "lion": (4e-4, 0.5),
 }
 # The library warns of a cosine of one step, which is no mistake of a training that short.
-logging.getLogger("timm.scheduler").setLevel(logging.ERROR)
+for _name in ("cosine_lr", "poly_lr"):
+    logging.getLogger(f"timm.scheduler.{_name}").addFilter(lambda record: "no effect" not in record.msg)
 
 _ADAPTIVE_POWER = 0.5
 _REFERENCE_BATCH = 256
