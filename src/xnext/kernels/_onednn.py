@@ -70,12 +70,15 @@ class _InColumns(torch.autograd.Function):
 def _of_weight(grad: Tensor, x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     """Return the gradient of a weight from those of the outputs."""
     (rows, columns), last = padding, torch.channels_last
-    x = F.pad(x.contiguous(memory_format=last), (columns, columns, rows, rows))
+    before = (
+        rows if weight.shape[2] > x.shape[2] else 0
+    )  # rows that an image needs to be as tall as the kernel
+    x = F.pad(x.contiguous(memory_format=last), (columns, columns, before, before))
     grad = grad.contiguous(memory_format=last)
     pieces, first = [], 0
     for taps in weight.split(_COLUMNS, dim=3):
         part = x[..., first : first + grad.shape[3] + taps.shape[3] - 1]
-        pieces.append(_backward(grad, part, taps, (0, 0), (False, True, False))[1])
+        pieces.append(_backward(grad, part, taps, (rows - before, 0), (False, True, False))[1])
         first += _COLUMNS
     return torch.cat(pieces, dim=3)
 
