@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from torch import Tensor
 
+import xnext
 from xnext.kernels import _onednn, depthwise_conv2d, use_backend
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
@@ -83,6 +84,22 @@ def test_only_what_was_measured_to_be_slow_is_taken_in_pieces(monkeypatch):
     monkeypatch.setattr(_onednn, "_FEWEST", 1)
     monkeypatch.setattr(_onednn, "_IS_SLOW", False)
     assert not in_pieces(x, weight, padding=2)
+
+
+def test_what_records_the_layer_finds_a_convolution(tmp_path):
+    layer = torch.nn.Conv2d(8, 8, 7, padding=3, groups=8)
+    xnext.accelerate(layer)
+    x = draw(2, 8, 9, 9)
+    expected = layer(x)
+    assert expected.grad_fn.name() == "_InColumnsBackward"
+    torch.jit.save(torch.jit.trace(layer, x), tmp_path / "traced.pt")
+    torch.export.save(torch.export.export(layer, (x,)), tmp_path / "exported.pt2")
+    for again in (
+        torch.jit.load(tmp_path / "traced.pt"),
+        torch.export.load(tmp_path / "exported.pt2").module(),
+        torch.compile(layer, backend="aot_eager", fullgraph=True),
+    ):
+        assert error(again(x), expected) < 1e-6
 
 
 def test_second_derivatives_and_transforms_are_pytorchs():

@@ -25,6 +25,8 @@ def takes_columns(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     (height, width), (rows, columns) = x.shape[2:], geometry.kernel
     return (
         _IS_SLOW
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and _backend.is_auto()
         and x.device.type == "cpu"
         and weight.requires_grad
@@ -34,7 +36,6 @@ def takes_columns(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
         and min(rows, columns) >= _COLUMNS
         and (columns > _COLUMNS or rows > height or columns > width)
         and x.numel() >= _FEWEST
-        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
@@ -70,9 +71,8 @@ class _InColumns(torch.autograd.Function):
 def _of_weight(grad: Tensor, x: Tensor, weight: Tensor, padding: Pair) -> Tensor:
     """Return the gradient of a weight from those of the outputs."""
     (rows, columns), last = padding, torch.channels_last
-    before = (
-        rows if weight.shape[2] > x.shape[2] else 0
-    )  # rows that an image needs to be as tall as the kernel
+    # An image as tall as the kernel gets the rows of its border from the convolution.
+    before = rows if weight.shape[2] > x.shape[2] else 0
     x = F.pad(x.contiguous(memory_format=last), (columns, columns, before, before))
     grad = grad.contiguous(memory_format=last)
     pieces, first = [], 0
