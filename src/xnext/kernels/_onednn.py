@@ -1,8 +1,8 @@
 """The gradient of depthwise weights on a CPU, in pieces that oneDNN has a fast kernel for.
 
 On CPUs with AVX2 that kernel takes rows of at most three taps, and images that are no smaller than the taps
-reach. What else is asked for goes to another one, which takes 2 to 25 times as long. So the image gets its
-border beforehand, and the taps learn three columns at a time: the same sums.
+reach. What else is asked for goes to another one, several times as slow (``benchmarks/depthwise_cpu.py``). So
+the image gets its border beforehand, and the taps learn three columns at a time: the same sums.
 """
 
 from typing import Any
