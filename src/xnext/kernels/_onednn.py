@@ -1,8 +1,9 @@
 """The gradient of depthwise weights on a CPU, in pieces that oneDNN has a fast kernel for.
 
-On CPUs with AVX2 that kernel takes rows of at most three taps, and images that are no smaller than the taps
-reach. What else is asked for goes to another one, several times as slow (``benchmarks/depthwise_cpu.py``). So
-the image gets its border beforehand, and the taps learn three columns at a time: the same sums.
+On CPUs with AVX2 or AVX-512 that kernel takes rows of at most three taps, and images that are no smaller
+than the taps reach. What else is asked for goes to another one, several times as slow
+(``benchmarks/depthwise_cpu.py``). So the image gets its border beforehand, and the taps learn three columns
+at a time: the same sums.
 """
 
 from typing import Any
@@ -16,8 +17,9 @@ from xnext.kernels import _backend
 from xnext.kernels._geometry import Geometry, Pair
 
 _COLUMNS = 3
-_FEWEST = 2**15  # values in an image batch, from which on several calls were not slower than one
-_IS_SLOW = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+_FEWEST = 2**16  # values in an image batch, from which on several calls were not slower than one
+_MEASURED = "AVX2", "AVX512"
+_IS_SLOW = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in _MEASURED
 
 
 def takes_columns(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
