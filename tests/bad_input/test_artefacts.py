@@ -68,8 +68,9 @@ def test_a_file_of_another_version(fails, spoilt, monkeypatch, format, name):
     later = replace(artefact, format_version=99, version="9.9.9").to_json()
     seal(file, FORMATS[format].annotate(file, later))
     fails(*predict(file), names=[file, "xnext 9.9.9", "format 99", "reads format 1", "export it again"])
-    seal(file, FORMATS[format].annotate(file, json.dumps({"format_version": 1})))
-    fails(*predict(file), names=[file, "damaged metadata"])
+    for damaged in ({"format_version": 1}, [1, 2]):
+        seal(file, FORMATS[format].annotate(file, json.dumps(damaged)))
+        fails(*predict(file), names=[file, "damaged metadata"])
 
 
 @pytest.mark.parametrize(("name", "package"), [("a.onnx", "onnxruntime"), ("a.xml", "openvino")])
@@ -80,6 +81,11 @@ def test_a_missing_runtime(fails, spoilt, trained, monkeypatch, name, package):
     format = {"onnxruntime": "onnx"}.get(package, package)
     words = ["export", trained, "--format", format, "--output", spoilt / f"b{FORMATS[format].ending}"]
     fails(*words, names=[f"pip install {package}"])
+
+
+def test_a_file_beside_another_network(fails, spoilt):
+    words = ["benchmark", "--artefact", spoilt / "a.onnx", "--model", "xception_debug"]
+    fails(*words, names=[spoilt / "a.onnx", "holds inceptionnext_debug", "not xception_debug"])
 
 
 def test_what_cannot_be_exported(fails, trained, tmp_path):

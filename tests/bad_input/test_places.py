@@ -61,6 +61,12 @@ def test_a_picture_that_does_not_fit_on_the_disk(fails, trained, tmp_path, small
     fails(*words, names=[tmp_path / "map.png", "limit"])
 
 
+@pytest.mark.parametrize(("format", "ending"), [("onnx", "onnx"), ("openvino", "xml"), ("torch", "pt2")])
+def test_a_network_that_does_not_fit_on_the_disk(fails, trained, tmp_path, small_disk, format, ending):
+    output = tmp_path / f"a.{ending}"
+    fails("export", trained, "--format", format, "--output", output, names=[output, "limit"])
+
+
 def test_a_disk_that_is_full(fails, trained, tmp_path, monkeypatch):
     picture().save(tmp_path / "a.png")
     write = Path.write_bytes

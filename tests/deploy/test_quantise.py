@@ -78,8 +78,25 @@ def test_a_quantiser_that_spoils_a_file_whatever_it_leaves(tmp_path, data):
     path.write_text("")
     options = ExportOptions(format="onnx", output=path, batch=2, include_preprocessing=True)
     case = _make_case(make_classifier(), options, format)
-    with pytest.raises(GateError, match=r"top-1 drops from 100.00 to 71.43 % although no layer is quantised"):
+    with pytest.raises(
+        GateError,
+        match=r"drops from 100.00 to 71.43 % even with 1 of 2 layers left as they were.* larger --max-drop",
+    ):
         quantise(format, Quantiser(lambda _: ["b", "d"], write, ()), path, case, data, 0.5)
+
+
+@pytest.mark.parametrize("name", ["inceptionnext_debug", "nexception_debug"])
+def test_what_is_left_as_it_was_is_all_that_openvino_would_round(tmp_path, name):
+    options = ExportOptions(format="openvino", output=tmp_path / "a.xml")
+    export(make_classifier(name), options, source="a test")
+    inputs = [np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)]
+    quantiser, new = QUANTISERS["openvino"], tmp_path / "b.xml"
+    quantiser.quantise(options.output, inputs, [], new)
+    layers = quantiser.list_layers(new)
+    assert {"Convolution", "Add"} <= {name.split("/")[-1].split("_")[0] for name in layers}
+    assert 'type="FakeQuantize"' in new.read_text()
+    quantiser.quantise(options.output, inputs, layers, new)
+    assert 'type="FakeQuantize"' not in new.read_text()
 
 
 @pytest.mark.parametrize("format", ["openvino", "onnx"])

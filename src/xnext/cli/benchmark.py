@@ -127,6 +127,8 @@ def _open_artefacts(files: list[Path], models: list[str], plan: Plan) -> list[tu
         for mode in get_args(Mode):
             started = time.perf_counter()
             runtime = Runtime(file, threads=threads, mode=mode)
+            if (theirs := runtime.artefact.model_name) != models[0]:
+                raise UserError(f"{file} holds {theirs}; compare it with --model {theirs}, not {models[0]}")
             if mode == "latency" or runtime.workers > 1:
                 opened.append((runtime, round(time.perf_counter() - started, 2)))
     return opened

@@ -142,7 +142,7 @@ def _show(report: ExportReport) -> None:
         print(
             f"int8: {int8['metric']} {int8['fp32']:.2f} -> {int8['int8']:.2f} %, a drop of "
             f"{int8['drop']:.2f} points, on {int8['images']} images; {len(int8['kept'])} of "
-            f"{int8['layers']} layers in fp32"
+            f"{int8['layers']} layers left as they were"
         )
 
 

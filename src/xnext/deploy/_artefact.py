@@ -81,6 +81,8 @@ class Artefact:
             ArtefactError: It is of another version, or not complete.
         """
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ArtefactError(f"{path} has damaged metadata; export it again")
         theirs = values.get("format_version")
         if theirs != FORMAT_VERSION:
             raise ArtefactError(

@@ -60,7 +60,7 @@ class _Session:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 4  # what is fatal: errors are raised
         self.workers, self.computes = 1, how.dtype
         if how.mode == "throughput":
             self.workers = how.threads or cores()

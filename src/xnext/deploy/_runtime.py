@@ -180,4 +180,6 @@ def call_in_batches(session: Session, images: np.ndarray, batch: int | None) -> 
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    told = [line for line in lines if not line.startswith("Exception from ")]  # OpenVINO's source lines
+    return (told or lines)[0]

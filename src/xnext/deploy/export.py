@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -235,11 +236,14 @@ def _require_room(network: nn.Module, output: Path) -> None:
     """Refuse where a file does not fit on the disk, which some exporters cannot tell without aborting.
 
     Raises:
-        OSError: The disk is too full.
+        OSError: The disk is too full, or a limit for the size of files too low.
     """
-    needed = _ROOM * sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    if shutil.disk_usage(output.parent).free < needed + _LEAST_ROOM:
+    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    if shutil.disk_usage(output.parent).free < _ROOM * weights + _LEAST_ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and limit < weights + _LEAST_ROOM:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
 def _arguments(model: nn.Module) -> dict[str, object]:
