@@ -87,7 +87,7 @@ def test_smac_asks_the_same_in_another_process():
     """Python's sets have another order in each."""
     code = (
         "import json, test_optimizers as t;"
-        "print(json.dumps([[dict(q.point), q.epochs] for q in t.ask('smac', 20)]))"
+        "print(json.dumps([[dict(q.point), q.epochs] for q in t.ask('smac', 60)]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -96,8 +96,31 @@ def test_smac_asks_the_same_in_another_process():
         capture_output=True,
         check=True,
     )
-    asked = [[dict(query.point), query.epochs] for query in ask("smac", 20)]
+    asked = [[dict(query.point), query.epochs] for query in ask("smac", 60)]
     assert json.loads(done.stdout.splitlines()[-1]) == asked
+
+
+@pytest.mark.parametrize("objectives", [("top1",), ("top1", "params")], ids=["one", "two"])
+def test_smac_tries_neighbours_of_the_best(objectives, monkeypatch):
+    smac = pytest.importorskip("xnext.search.smac")
+    task = Task(space=SPACE, min_epochs=9, max_epochs=9, objectives=objectives, seed=0)
+    optimizer, known = OPTIMIZERS["smac"](task), []
+    for _ in range(20):
+        query = optimizer.ask()
+        known.append((cost(query), query.point))
+        optimizer.tell(query, [cost(query), 1.0][: len(objectives)])
+    optimizer.ask()
+    best = [point for _, point in sorted(known, key=lambda one: one[0])[:5]]
+    maximizer = optimizer._facade._acquisition_maximizer
+    assert [dict(config) for config in maximizer.best] == best
+    promising = iter(range(1000))
+    monkeypatch.setattr(smac.LocalAndSortedRandomSearch, "maximize", lambda *_: promising)
+    drawn = [config for config in maximizer.maximize([]) if not isinstance(config, int)]
+    assert 500 < len(drawn) < 900, "four in ten, and all that are promising between them"
+    for config in drawn:
+        assert any(0 < len(dict(config).items() ^ point.items()) <= 3 for point in best)
+    maximizer.best = []
+    assert maximizer._draw() in maximizer._configspace.sample_configuration(1000)
 
 
 @pytest.mark.parametrize("name", ["smac", "evolution"])

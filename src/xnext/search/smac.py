@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import random
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xnext.errors import UserError
-from xnext.search.optimizers import Optimizer, Query, Task
+from xnext.search.optimizers import Optimizer, Query, Task, dominates
 from xnext.search.space import Space
 
 try:
@@ -22,8 +23,9 @@ try:
         InCondition,
     )
     from ConfigSpace.conditions import AndConjunction
+    from ConfigSpace.util import get_one_exchange_neighbourhood
     from smac import HyperparameterOptimizationFacade, MultiFidelityFacade, Scenario
-    from smac.acquisition.maximizer import LocalSearch
+    from smac.acquisition.maximizer import LocalAndSortedRandomSearch, LocalSearch
     from smac.main.config_selector import ConfigSelector
     from smac.main.exceptions import ConfigurationSpaceExhaustedException
     from smac.runhistory import StatusType, TrialInfo, TrialValue
@@ -34,6 +36,8 @@ _ENDLESS = 10**6  # trials, of which the search knows when there were enough: it
 _ETA = 3
 _CHALLENGERS = 1000  # points of which the most promising is asked
 _MOST_KNOWN = 3000  # of the most promising that may be known already, before a point is drawn
+_NEAR = 0.4  # share of points that are next to one of the best known, whatever the forest says
+_BEST = 5  # of the points that were trained to the end
 
 
 class Smac(Optimizer):
@@ -97,8 +101,7 @@ def _facade(task: Task, folder: Path) -> Any:
         kind = MultiFidelityFacade
         options |= {"min_budget": task.min_epochs, "max_budget": task.max_epochs}
     scenario = Scenario(space, **options)
-    maximizer = kind.get_acquisition_maximizer(scenario, challengers=_CHALLENGERS)
-    maximizer._local_search = _OrderedLocalSearch(space, seed=task.seed)
+    maximizer = _Maximizer(space, challengers=_CHALLENGERS, seed=task.seed)
     # Trees that may have 2^20 leaves take 130 MB and 70 ms each, and threads cost more than ten trees do.
     model = kind.get_model(scenario)
     model._rf_opts |= {"max_leaf_nodes": None, "n_jobs": 1}
@@ -149,7 +152,51 @@ class _Selector(ConfigSelector):
                 )
 
             self._processed_configs = [config for config in self._processed_configs if not is_open(config)]
+            assert isinstance(self._acquisition_maximizer, _Maximizer), "it is told so"
+            self._acquisition_maximizer.best = self._best(runs)
         return super()._collect_data()
+
+    def _best(self, runs: Any) -> list[Any]:
+        """Return the best of what was trained to the end; of several objectives, the least dominated."""
+        ended = {
+            key.config_id: run.cost
+            for key, run in runs.items()
+            if key.budget == self._scenario.max_budget and run.status != StatusType.RUNNING
+        }
+        if self._scenario.count_objectives() > 1:
+            ended = {one: (sum(dominates(b, a) for b in ended.values()), *a) for one, a in ended.items()}
+        return [runs.get_config(one) for one in sorted(ended, key=lambda one: (ended[one], one))[:_BEST]]
+
+
+class _Maximizer(LocalAndSortedRandomSearch):
+    """SMAC's search for what the forest thinks promising, and in between the neighbours of the best.
+
+    SMAC has a share of any points there, in case the forest is wrong; late in a search hardly one of these
+    is good, but one of the best differs in a single choice from the best known.
+    """
+
+    def __init__(self, space: ConfigurationSpace, challengers: int, seed: int) -> None:
+        super().__init__(space, challengers=challengers, local_search_iterations=10, seed=seed)
+        self._local_search = _OrderedLocalSearch(space, seed=seed)
+        self._random = random.Random(seed)
+        self.best: list[Any] = []
+
+    def maximize(self, previous_configs: Any, n_points: int | None = None, random_design: Any = None) -> Any:
+        """Yield points to try, without end but for that of the promising ones."""
+        promising = super().maximize(previous_configs, n_points)
+        while True:
+            try:
+                yield self._draw() if self._random.random() < _NEAR else next(promising)
+            except StopIteration:
+                return
+
+    def _draw(self) -> Any:
+        if len(self.best) == _BEST:
+            seed = self._random.randrange(2**32)
+            near = list(get_one_exchange_neighbourhood(self._random.choice(self.best), seed))
+            if near:
+                return self._random.choice(near)
+        return self._configspace.sample_configuration()
 
 
 class _OrderedLocalSearch(LocalSearch):
