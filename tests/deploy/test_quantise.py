@@ -5,6 +5,7 @@ import pytest
 import torch
 from untrained import CLASSES, make_classifier
 
+import xnext
 from xnext.data import ArraySource, ImageData
 from xnext.deploy import FORMATS, Runtime, read_artefact
 from xnext.deploy.export import ExportOptions, _make_case, export
@@ -85,7 +86,7 @@ def test_a_quantiser_that_spoils_a_file_whatever_it_leaves(tmp_path, data):
         quantise(format, Quantiser(lambda _: ["b", "d"], write, ()), path, case, data, 0.5)
 
 
-@pytest.mark.parametrize("name", ["inceptionnext_debug", "nexception_debug"])
+@pytest.mark.parametrize("name", xnext.list_models("*_debug"))
 def test_what_is_left_as_it_was_is_all_that_openvino_would_round(tmp_path, name):
     options = ExportOptions(format="openvino", output=tmp_path / "a.xml")
     export(make_classifier(name), options, source="a test")
