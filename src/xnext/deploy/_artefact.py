@@ -81,15 +81,13 @@ class Artefact:
             ArtefactError: It is of another version, or not complete.
         """
         values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ArtefactError(f"{path} has damaged metadata; export it again")
-        theirs = values.get("format_version")
-        if theirs != FORMAT_VERSION:
+        whole = isinstance(values, dict)
+        if whole and (theirs := values.get("format_version")) != FORMAT_VERSION:
             raise ArtefactError(
                 f"{path} was written by xnext {values.get('version')} in artefact format {theirs}, and xnext "
                 f"{__version__} reads format {FORMAT_VERSION}; export it again, or install that version"
             )
-        if values.keys() != {one.name for one in fields(cls)}:
+        if not whole or values.keys() != {one.name for one in fields(cls)}:
             raise ArtefactError(f"{path} has damaged metadata; export it again")
         artefact = cls(**values)
         check_types(artefact, ArtefactError)
