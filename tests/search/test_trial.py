@@ -36,7 +36,7 @@ def trial(packed, tmp_path):
         training = {"image_size": 16, "batch_size": 16, "device": "cpu"} | changes.pop("training", {})
         plain = {
             "number": 3, "folder": str(tmp_path / "network"), "model": "nexception_debug", "model_args": ARGS,
-            "data": str(packed), "epochs": 1, "max_epochs": 4, "classes": 2,
+            "data": str(packed), "epochs": 1, "max_epochs": 4,
         }  # fmt: skip
         return Trial(**plain | changes, training=training)
 

@@ -237,7 +237,6 @@ class Search:
             data=str(self.path.absolute() / "data"),
             epochs=record.query.epochs,
             max_epochs=config.max_epochs,
-            classes=len(self.classes),
             limits=config.limits,
             latency="latency_ms" in config.objective or "latency_ms" in config.limits,
             training=training,

@@ -26,12 +26,10 @@ from xnext._files import make_folder, write_atomic
 from xnext._interrupts import Stopped
 from xnext._timing import deciles, time_calls
 from xnext._workers import die_with_parent, warm_up, without_script
-from xnext.data import Preprocessing
 from xnext.errors import is_out_of_memory
-from xnext.evaluation.complexity import count_macs, count_parameters
 from xnext.kernels import fuse
-from xnext.models._registry import create_variant
 from xnext.training import Run, TrainConfig, train
+from xnext.training.setup import Setup, prepare
 from xnext.training.trainer import NonFiniteError
 
 SUCCESS = "success"
@@ -81,7 +79,6 @@ class Trial:
         data: Folder of the decoded images.
         epochs: After which the trial ends.
         max_epochs: After which the learning rate would be at its end.
-        classes: Of the images.
         limits: Most milliseconds, multiply-accumulates or parameters, by their names in ``SIZES``.
         latency: Whether to measure it.
         training: Further fields of the training's config.
@@ -98,7 +95,6 @@ class Trial:
     data: str
     epochs: int
     max_epochs: int
-    classes: int
     limits: Mapping[str, float] = field(default_factory=dict)
     latency: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -182,7 +178,7 @@ def _claim(trial: Trial) -> None:
     """
     folder = Path(trial.folder)
     told = asdict(trial)
-    deciding = ("model", "model_args", "max_epochs", "classes", "training")
+    deciding = ("model", "model_args", "max_epochs", "training")
     content = json.dumps({name: told[name] for name in deciding}, sort_keys=True).encode()
     known = folder / "network.json"
     if known.exists() and known.read_bytes() == content:
@@ -284,27 +280,29 @@ def _train(trial: Trial) -> Outcome:
         model=trial.model, model_args=dict(trial.model_args), data=f"packed:{trial.data}", output=run.path,
         epochs=trial.max_epochs, **dict(TRAINING) | dict(trial.training),
     )  # fmt: skip
-    values = _read_sizes(folder) or _measure(trial, config)
+    setup = prepare(config)
+    values = _read_sizes(folder) or _measure(trial, setup)
     write_atomic(folder / "sizes.json", json.dumps(values).encode())
     for name, most in trial.limits.items():
         if values[name] > most:
             reason = f"{name} {values[name]:.4g} is more than {most:.4g}"
             return Outcome(status=REJECTED, values=values, reason=reason)
-    summary = train(config, Console(file=sys.stdout), resume=run.config.is_file(), until=trial.epochs)
+    summary = train(
+        config, Console(file=sys.stdout), resume=run.config.is_file(), until=trial.epochs, setup=setup
+    )
     row = run.read_metrics()[-1]
     name = next(name for name in ("top1", "map") if f"val_{name}" in row)
     print(f"best so far: {summary[f'best_val_{name}']:.2f}")
     return Outcome(status=SUCCESS, values=values | {"top1": row[f"val_{name}"]})
 
 
-def _measure(trial: Trial, config: TrainConfig) -> dict[str, float]:
+def _measure(trial: Trial, setup: Setup) -> dict[str, float]:
     """Return what is known of a network before it is trained."""
-    network = create_variant(config.model, config.model_args, num_classes=trial.classes)
-    shape = Preprocessing.for_model(network, config.image_size, config.crop_pct).shape
-    values: dict[str, float] = {"params": count_parameters(network), "macs": count_macs(network, shape)}
+    values: dict[str, float] = {"params": setup.params, "macs": setup.macs}
     if trial.latency:
-        gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-        values["latency_ms"] = measure_latency(network, shape, torch.device("cuda" if gpu else "cpu"))
+        values["latency_ms"] = measure_latency(
+            setup.network, setup.preprocessing.shape, setup.accelerator.device
+        )
     return values
 
 
@@ -319,7 +317,7 @@ def measure_latency(network: nn.Module, shape: tuple[int, int, int], device: tor
         shape: Of the image, (C, H, W).
         device: Where.
     """
-    fused = fuse(network.to(device).eval()).to(memory_format=torch.channels_last)
+    fused = fuse(network.to(device)).to(memory_format=torch.channels_last)
     image = torch.randn(1, *shape, device=device).to(memory_format=torch.channels_last)
     best, found = math.inf, math.inf
     with torch.inference_mode():

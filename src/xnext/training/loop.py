@@ -34,6 +34,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     until: int | None = None,
+    setup: Setup | None = None,
 ) -> dict[str, Any]:
     """Train a network and leave a run directory.
 
@@ -44,6 +45,7 @@ def train(
         force: Go on even if the run was told something else.
         until: Epoch after which to leave the rest to another call with ``resume``, without pictures and
             `summary.json`; None: the last one.
+        setup: What is prepared of the config already; None: it is prepared here.
 
     Returns:
         The result, as it stands in the run's `summary.json`.
@@ -59,7 +61,7 @@ def train(
     run = Run.open(config.output) if resume else Run(config.output)
     if is_first() and not resume:
         require_free(config.output)
-    setup = prepare(config)
+    setup = prepare(config) if setup is None else setup
     if resume:
         check_unchanged(run.read_config(), setup.config, force)
     elif is_first():
