@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.search import BEST, END, replay, summarise  # noqa: E402
+from benchmarks.search_importance import measure  # noqa: E402
 from benchmarks.search_table import BUDGETS, SPACE, read_table  # noqa: E402
 
 
@@ -65,6 +66,22 @@ def test_a_replay_ends_when_its_time_is_over(rows):
     assert at_best["100"] == sum(one.regret == 0 for one in ones) >= at_best["50"] >= at_best["25"]
     assert after["100"] == statistics.median(one.regret for one in ones) <= after["50"] <= after["25"]
     assert ones[0].course == replay("evolution", 0, rows, 100.0).course
+
+
+def test_what_mattered_in_the_table_is_what_the_documentation_says():
+    found = measure("lpi")
+    shares = {budget: {one.name: one.share for one in ones} for budget, ones in found.items()}
+    assert [ones[0].name for ones in found.values()] == ["norm"] * 3
+    assert found[BUDGETS[-1]][1].name == "middle_block"
+    text = " ".join((ROOT / "docs" / "search.md").read_text().split())
+    for name, start in (
+        ("norm", "at each length ("),
+        ("middle_block", "The block type gains with the epochs ("),
+    ):
+        said = text.partition(start)[2].partition(")")[0].replace(" and", ",").split(",")
+        assert [float(share) for share in said] == pytest.approx(
+            [ones[name] for ones in shares.values()], abs=6e-3
+        )
 
 
 @pytest.mark.slow
