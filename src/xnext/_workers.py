@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from xnext._files import write_error
 from xnext.errors import UserError
 
 _LOOK = 0.1  # seconds between two looks at a lock
@@ -69,9 +70,13 @@ def require_free_of(folder: Path, what: str, patience: float = 0.0) -> Any:
         patience: Seconds to wait for one who has it.
 
     Raises:
-        UserError: Another process has it.
+        UserError: Another process has it, or the folder cannot be written.
     """
-    stream = (folder / ".lock").open("w")
+    lock = folder / ".lock"
+    try:
+        stream = lock.open("w")
+    except OSError as error:
+        raise write_error(lock, error) from error
     until = time.monotonic() + patience
     while True:
         try:

@@ -30,7 +30,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"{path} is no YAML: {line}{error.problem or error.context}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # no text, a number too long, too many brackets
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold lines of `key: value`, as the config.yaml of a run does")

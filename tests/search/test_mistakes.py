@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
+from xnext._workers import require_free_of
 from xnext.cli import main
 from xnext.errors import UserError
 from xnext.search import Search, Space
+from xnext.search import search as search_module
 from xnext.search.trial import Trial
 
 
@@ -31,6 +33,54 @@ def test_after_a_cut_journal_no_network_gets_the_result_of_another(config, tmp_p
     assert [one.values for one in found.history.records] == [one.values for one in fresh.history.records]
 
 
+def test_it_begins_in_no_folder_of_somebody_else(config, tmp_path):
+    """Though of its own names; and leaves it as it is."""
+    mine = tmp_path / "search" / "data" / "set.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="search is not empty; choose another --output"):
+        Search.create(tmp_path / "search", config())
+    assert mine.read_text() == "mine" and [*tmp_path.rglob("*.*")] == [mine]
+    with pytest.raises(
+        UserError, match=r"cannot begin a search in .*set\.json: Not a directory; choose another"
+    ):
+        Search.create(mine, config())
+
+
+def test_of_two_that_begin_one_is_told(config, tmp_path, monkeypatch):
+    """Whether the other is at it, or was quicker while the first was reading the images."""
+    path = tmp_path / "search"
+    path.mkdir()
+    with require_free_of(path, "another"), pytest.raises(UserError, match="a search is running there"):
+        Search.create(path, config())
+    check = search_module.check_networks
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(search_module, "check_networks", check)
+        Search.create(path, config(seed=7))
+        return check(*arguments)
+
+    monkeypatch.setattr(search_module, "check_networks", overtaken)
+    with pytest.raises(UserError, match="search exists already; choose another --output, or go on"):
+        Search.create(path, config(seed=8))
+    assert Search.open(path).config.seed == 7
+
+
+@pytest.mark.parametrize("left", [("journal.jsonl", ".data.tmp", ".lock"), (".data.tmp", ".lock")])
+def test_a_kill_at_its_very_beginning(config, tmp_path, left):
+    """Before its images have their name, it goes on; before it has a journal, it is begun again."""
+    path = tmp_path / "search"
+    Search.create(path, config(trials=1))
+    (path / "data").rename(path / ".data.tmp")
+    for entry in path.iterdir():
+        if entry.name not in left:
+            entry.unlink()
+    search = Search.open(path) if "journal.jsonl" in left else Search.create(path, config(trials=1))
+    search.run()
+    assert [record.status for record in search.history.records] == ["success"]
+    assert not (path / ".data.tmp").exists()
+
+
 def test_networks_without_a_journal(config, tmp_path):
     Search.create(tmp_path / "search", config(trials=1)).run()
     (tmp_path / "search" / "journal.jsonl").unlink()
@@ -50,6 +100,11 @@ def test_networks_without_a_journal(config, tmp_path):
             "image size 1 is too small for networks of space .*space.yaml; use --image-size 2 or",
         ),
         ({"batch_size": 1}, "batch size 1: batch norm cannot normalise one image of this size"),
+        ({"max_epochs": 10**12}, "max_epochs is 1000000000000; it must be between 1 and 10000"),
+        ({"workers": 10**22}, "workers is 10000000000000000000000; it must be between 1 and 1000"),
+        ({"image_size": 10**22}, "image_size is 10000000000000000000000; it must be between"),
+        ({"batch_size": 10**22}, "batch_size is 10000000000000000000000; it must be between"),
+        ({"objective": ("top2",)}, "unknown objective 'top2'. Did you mean 'top1'"),
         ({"width": 6e4}, "width 60000 makes networks that do not fit"),
         ({"width": 1e9}, "width 1e.09 makes networks that there are not: stem_dims=.* is too large"),
     ],
@@ -110,6 +165,14 @@ def test_a_journal_that_somebody_altered(searched, tmp_path, capsys, damage):
     assert main(["search", "show", str(tmp_path / "search")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "is damaged" in line
+
+
+def test_settings_that_somebody_altered(searched, tmp_path):
+    shutil.copytree(searched, tmp_path / "search")
+    journal = tmp_path / "search" / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"width": 1.0', '"width": "x"'))
+    with pytest.raises(UserError, match=r"journal\.jsonl: width must be a number, not 'x'"):
+        Search.open(tmp_path / "search")
 
 
 @pytest.mark.parametrize(

@@ -140,3 +140,14 @@ def test_random_search_ends_where_nothing_is_new():
     optimizer = OPTIMIZERS["random"](task)
     assert {optimizer.ask().point["act"] for _ in range(2)} == {"relu", "gelu"}
     assert optimizer.ask() is None
+
+
+def test_smac_leaves_no_folder(tmp_path, monkeypatch):
+    """Not even where its process is killed."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    task = Task(space=SPACE, min_epochs=1, max_epochs=9, objectives=("top1",), seed=0)
+    optimizer = OPTIMIZERS["smac"](task)
+    for _ in range(20):
+        query = optimizer.ask()
+        optimizer.tell(query, [cost(query)])
+        assert not list(tmp_path.iterdir())

@@ -1,6 +1,9 @@
 """The report, as a browser shows it."""
 
+import html
 import re
+import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -46,6 +49,33 @@ def test_a_browser_draws_every_figure(searched, tmp_path, chromium):
     assert not said, "nothing is amiss in the console"
     wanted = (searched / "report.html").read_text().count("Plotly.newPlot(")
     assert done.stdout.count('class="plot-container plotly"') == wanted == 5
+
+
+@pytest.mark.parametrize("damage", [b'{"epoch": 1', b"\xff\xfe", b'{"epoch": 1}\n', b"3\n"])
+def test_without_the_curve_of_a_network_whose_measures_are_damaged(searched, tmp_path, damage):
+    shutil.copytree(searched, tmp_path / "search")
+    search = Search.open(tmp_path / "search")
+    for record in search.history.successes:
+        (search.trial(record, 0).run / "metrics.jsonl").write_bytes(damage)
+    assert main(["report", str(tmp_path / "search")]) == 0
+    page = (tmp_path / "search" / "report.html").read_text()
+    assert page.count("metrics.jsonl is damaged") == (0 if b"}" in damage else len(search.history.successes))
+
+
+def test_its_commands_can_be_given(tmp_path, config, capsys):
+    """With every option that was not the default, and names as a shell takes them."""
+    search = Search.create(tmp_path / "a b", config(trials=1, limit=("params<=9e9", "macs<=9e9"), seed=3))
+    search.run()
+    assert main(["report", str(search.path)]) == 0
+    page = (search.path / "report.html").read_text()
+    lines = html.unescape(page.partition("Do it again</h2><pre>")[2].partition("</pre>")[0]).splitlines()
+    again, best, train = (shlex.split(line)[1:] for line in lines)
+    again[again.index("AGAIN")] = str(tmp_path / "again")
+    assert main(again) == main(best) == 0
+    assert Search.open(tmp_path / "again").config == search.config
+    assert train[:3] == ["train", "--model", str(search.path / "best.yaml")]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert shlex.split(printed[-1])[1:] == ["xnext", *train]
 
 
 def test_without_a_trial_there_is_none(tmp_path, config, capsys):

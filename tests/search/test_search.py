@@ -20,6 +20,8 @@ from xnext.cli import main
 from xnext.errors import UserError
 from xnext.search import Search
 from xnext.search.journal import Journal
+from xnext.search.optimizers import OPTIMIZERS, Optimizer, Query
+from xnext.search.trial import Outcome
 
 
 def words(config, output) -> list[str]:
@@ -289,3 +291,44 @@ def test_smacs_own_tools_read_a_search(config, tmp_path, objectives):
 def test_mistakes_are_told_before_anything_is_done(config, changes, line):
     with pytest.raises(UserError, match=line.replace("'. ", r"'\. ")):
         config(**changes)
+
+
+class Moody(Optimizer):
+    """May have nothing to ask for while trials run, as evolution may near the end of a space."""
+
+    def __init__(self, task):
+        self.points, self.calls, self.running = list(task.space.points()), 0, 0
+
+    def ask(self):
+        self.calls += 1
+        if (self.calls % 4 == 0 and self.running) or self.calls > 30:
+            return None
+        self.running += 1
+        return Query(self.points[self.calls], 1)
+
+    def tell(self, query, costs):
+        self.running -= 1
+
+
+def test_what_was_asked_in_vain_is_asked_again(config, tmp_path, monkeypatch):
+    """Else what comes next would be another."""
+    delays = random.Random(0)
+
+    def supervise(trial, cancelled):
+        time.sleep(delays.random() / 200)
+        return Outcome(status="success", values={"top1": 100 * delays.random()})
+
+    monkeypatch.setattr("xnext.search.search.supervise", supervise)
+    monkeypatch.setitem(OPTIMIZERS, "random", Moody)
+    path = tmp_path / "search"
+    Search.create(path, config(trials=10, workers=3, max_epochs=1)).run()
+    for trials in (20, 1000):
+        search = Search.open(path)
+        assert not search.exhausted
+        search.resume({"trials": trials})
+        search.run()
+    kinds = [next(iter(entry)) for entry in Journal.open(path / "journal.jsonl").entries[1:]]
+    first, last = kinds.index("exhausted"), len(kinds) - kinds[::-1].index("ask")
+    assert "ask" in kinds[first:] and "exhausted" in kinds[last:] and Search.open(path).exhausted
+    assert kinds.count("ask") == kinds.count("tell") > 20
+    assert kinds.count("exhausted") <= kinds.count("tell"), "in vain once at a time"

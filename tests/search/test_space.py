@@ -188,6 +188,7 @@ def test_conditions_and_prohibitions():
         ({"conditions": {"expand": {"act": "relu"}}}, "a condition of no choice: 'expand'"),
         ({"conditions": {"act": {"expansion": 2}, "expansion": {"act": "relu"}}}, "round in a circle"),
         ({"forbidden": {"act": "relu"}}, "must be a list"),
+        ({"forbidden": [{"act": []}]}, "forbidden combination 1: act has a list without values"),
         (ALONE | {"choices": {"size": {"s": {"width": "wide"}}}}, "size s: width must be a factor"),
         (ALONE | {"choices": {"size": {"s": {"depth": 0}}}}, "size s: depth must be a factor"),
         (ALONE | {"choices": {"size": {"s": {"full": 3}}}}, "size s: `full` must hold lines"),
@@ -217,6 +218,22 @@ def test_names_of_spaces(tmp_path):
         Space.load(str(tmp_path / "none.yaml"))
     (tmp_path / "mine.yaml").write_text("network: xception_debug\nchoices:\n  act: [relu, celu]\n")
     assert Space.load(str(tmp_path / "mine.yaml")).count() == 2
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000], ids=["a long number", "many brackets"])
+def test_what_no_yaml_reader_takes(tmp_path, value):
+    (tmp_path / "mine.yaml").write_text(f"network: {value}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml is no YAML: .") as told:
+        Space.load(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(told.value)
+
+
+def test_too_many_combinations_are_not_counted():
+    """Each of twenty choices changes the same field: only all combinations tell which are distinct."""
+    values = {"relu": {"act": "relu"}, "gelu": {"act": "gelu"}}
+    space = Space("mine", {"network": "xception_debug", "choices": {str(n): values for n in range(20)}})
+    with pytest.raises(UserError, match="more than 1,000,000 combinations, too many to count: '0', '1', "):
+        space.count()
 
 
 @settings(deadline=None, max_examples=60)

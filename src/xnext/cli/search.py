@@ -29,7 +29,12 @@ def _options(parser: Parser) -> None:
         "what", type=str, nargs="*", metavar="SPEC | show DIR | best DIR",
         help=f"{DATA_HELP} Or a word and the folder of a search.",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder of the search.")
+    parser.add_argument(
+        "--output",
+        type=Path | None,
+        metavar="DIR",
+        help="Folder of the search: a new one, or with --resume that of one begun.",
+    )
     parser.add_argument(
         "--objective", action="append", type=str, metavar="NAME",
         help="top1, and any of latency_ms, macs and params, an option each (default: top1)",
@@ -114,7 +119,8 @@ def _show(path: Path, _: Namespace) -> int:
         return 0
     lines, table = _status(search)
     print(lines)
-    print_table(table)
+    if table.row_count:
+        print_table(table)
     return 0
 
 
@@ -168,9 +174,12 @@ def _print_best(search: Search) -> None:
     if best is None:
         last = next((record for record in reversed(search.history.records) if record.status), None)
         reason = f", the last one so: {last.status} ({last.reason})" if last else ""
-        raise UserError(f"{search.path}: no trial succeeded{reason}; xnext search show {search.path}")
+        raise UserError(
+            f"{search.path}: no trial succeeded{reason}; xnext search show {shlex.quote(str(search.path))}"
+        )
     print(f"best: {best.values['top1']:.2f} % top-1, trial {best.number}: {point_line(best.query.point)}")
-    print(f"next: xnext search best {search.path}, or xnext report {search.path}")
+    path = shlex.quote(str(search.path))
+    print(f"next: xnext search best {path}, or xnext report {path}")
 
 
 def _take_best(path: Path, arguments: Namespace) -> int:
@@ -180,7 +189,8 @@ def _take_best(path: Path, arguments: Namespace) -> int:
     record = write_best(search, target)
     print(f"trial {record.number}: {point_line(record.query.point)} -> {target}")
     if arguments.train is None:
-        print(f"next: xnext train --model {target} --data {shlex.quote(search.config.data)} --output RUN")
+        model, data = shlex.quote(str(target)), shlex.quote(search.config.data)
+        print(f"next: xnext train --model {model} --data {data} --output RUN")
         return 0
     return _train(["--model", str(target), *arguments.train])
 

@@ -11,6 +11,16 @@ from xnext.search.trial import SIZES
 OBJECTIVES = ("top1", *SIZES)
 """What can be searched for: the highest accuracy, or the lowest of the others."""
 
+_MOST = {
+    "trials": 10**6,
+    "min_epochs": 10**4,  # with more, Hyperband's first bracket alone has more networks than can be tried
+    "max_epochs": 10**4,
+    "workers": 10**3,
+    "image_size": 10**4,
+    "batch_size": 10**6,
+}
+"""What is more than anybody means."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -61,9 +71,9 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("trials", "min_epochs", "max_epochs", "workers", "image_size", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        for name, most in _MOST.items():
+            if (value := getattr(self, name)) is not None and not 1 <= value <= most:
+                raise UserError(f"{name} is {value}; it must be between 1 and {most}")
         for name in ("hours", "width", "trial_minutes", "trial_memory"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} is {value}; it must be more than 0")
@@ -73,15 +83,15 @@ class SearchConfig:
             raise UserError("say how long to search: --trials N or --hours H")
         if self.min_epochs > self.max_epochs:
             raise UserError(f"min_epochs {self.min_epochs} is more than max_epochs {self.max_epochs}")
-        if "top1" not in self.objective:
-            raise UserError("objective must have top1, without which the smallest network is the best")
-        if len(set(self.objective)) < len(self.objective):
-            raise UserError("an objective stands twice")
         named = [("objective", name, OBJECTIVES) for name in self.objective]
         for what, name, known in (*named, ("optimizer", self.optimizer, OPTIMIZERS)):
             if name not in known:
                 hint = suggest(name, known) or f" Choose from {', '.join(known)}."
                 raise UserError(f"unknown {what} {name!r}.{hint}")
+        if "top1" not in self.objective:
+            raise UserError("objective must have top1, without which the smallest network is the best")
+        if len(set(self.objective)) < len(self.objective):
+            raise UserError("an objective stands twice")
         if self.scheduler is not None and "://" not in self.scheduler:
             raise UserError(f"scheduler {self.scheduler!r} is no address; give tcp://HOST:PORT")
         _ = self.limits

@@ -1,6 +1,7 @@
 """The report of a search: one HTML file that asks the network for nothing, for people to read."""
 
-import json
+import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from xnext.search.history import Record
 from xnext.search.importance import Importance, measure_importance
 from xnext.search.search import Search
 from xnext.search.trial import FAILURES, SIZES, STATUSES
+from xnext.training import Run
+from xnext.training.compare import read_rows
 
 try:
     import plotly.graph_objects as go
@@ -70,7 +73,7 @@ def _successes(search: Search, best: Record) -> list[str]:
             _plot(_parallel(search), top=110),
             note("Drag along an axis to choose trials."),
         ),
-        section("Learning curves", _plot(_curves(search)), note(f"The {_CURVES} best, by their last epoch.")),
+        section("Learning curves", *_curves(search)),
     ]
 
 
@@ -102,7 +105,7 @@ def _head(search: Search, best: Record | None) -> str:
     return (
         f"<h1>Search of {escape(config.data)}</h1>"
         f'<p class="lead">space {escape(search.space.name)}, {escape(config.optimizer)}, {said};'
-        f" {history.elapsed / 60:.0f} minutes</p>{result}"
+        f" {history.elapsed / 60:.1f} minutes</p>{result}"
     )
 
 
@@ -242,22 +245,26 @@ def _parallel(search: Search) -> go.Figure:
     return figure
 
 
-def _curves(search: Search) -> go.Figure:
+def _curves(search: Search) -> list[str]:
     """Draw the held-out accuracy of the best networks over their epochs."""
     figure = go.Figure()
     latest = {
         record.network: record for record in sorted(search.history.successes, key=lambda r: r.query.epochs)
     }
+    problems = []
     for record in sorted(latest.values(), key=lambda r: r.costs)[:_CURVES]:
-        metrics = search.path / "networks" / f"{record.network:05d}" / "run" / "metrics.jsonl"
-        if metrics.is_file():
-            rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-            figure.add_scatter(
-                x=[row["epoch"] for row in rows], y=[row["val_top1"] for row in rows],
-                mode="lines+markers", name=f"trial {record.number}",
-            )  # fmt: skip
+        try:
+            rows = read_rows(Run(search.trial(record, 0).run))
+        except UserError as error:
+            problems.append(note(escape(f"trial {record.number}: {error}")))
+            continue
+        rows = [row for row in rows if "val_top1" in row]
+        figure.add_scatter(
+            x=[row["epoch"] for row in rows], y=[row["val_top1"] for row in rows],
+            mode="lines+markers", name=f"trial {record.number}",
+        )  # fmt: skip
     figure.update_layout(xaxis_title="epoch", yaxis_title="top-1 (%)")
-    return figure
+    return [_plot(figure), note(f"The {_CURVES} best, by their last epoch."), *problems]
 
 
 def _failures(search: Search) -> str:
@@ -266,7 +273,7 @@ def _failures(search: Search) -> str:
         return "<p>No trial failed.</p>"
     parts = []
     for record in failed[:_FAILED]:
-        log = search.path / "networks" / f"{record.network:05d}" / "log.txt"
+        log = search.trial(record, 0).log
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
         parts.append(
             f"<details><summary>trial {record.number}: {escape(record.status)}, {escape(record.reason)}"
@@ -298,30 +305,20 @@ def _table(search: Search) -> str:
 
 
 def _reproduce(search: Search, best: Record | None) -> str:
+    """Return the commands that search alike, with all that differs from the defaults."""
     config = search.config
-    words: list[str] = ["xnext search", config.data, "--output AGAIN"]
-    for name in (
-        "space",
-        "optimizer",
-        "width",
-        "min_epochs",
-        "max_epochs",
-        "image_size",
-        "batch_size",
-        "seed",
-    ):
-        words.append(f"--{name.replace('_', '-')} {getattr(config, name)}")
-    words += [f"--{name} {getattr(config, name)}" for name in ("trials", "hours") if getattr(config, name)]
-    words += [f"--objective {name}" for name in config.objective] + [
-        f"--limit '{one}'" for one in config.limit
-    ]
-    lines = [" ".join(words)]
+    words = ["xnext", "search", config.data, "--output", "AGAIN"]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name != "data" and value != field.default:
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [f"--{field.name.replace('_', '-')}", str(one)]
+    commands = [words]
     if best is not None:
-        lines += [
-            f"xnext search best {search.path}",
-            f"xnext train --model {search.path / 'best.yaml'} --data {config.data} --output RUN",
-        ]
+        model = str(search.path / "best.yaml")
+        commands.append(["xnext", "search", "best", str(search.path)])
+        commands.append(["xnext", "train", "--model", model, "--data", config.data, "--output", "RUN"])
     versions = f"xnext {__version__}, torch {torch.__version__.partition('+')[0]}"
-    code = escape("\n".join(lines))
+    code = escape("\n".join(map(shlex.join, commands)))
     which = "" if best is None else f"; network {best.network:05d} of this search"
     return f"<pre>{code}</pre>" + note(f"{versions}{which}.")

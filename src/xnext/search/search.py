@@ -1,5 +1,7 @@
 """The search: asks an optimiser, runs trials, notes all in the journal, and goes on from it."""
 
+import shlex
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +15,7 @@ import torch
 import yaml
 
 from xnext._cluster import connect
-from xnext._files import make_folder, write_atomic
+from xnext._files import is_temporary, make_folder, write_atomic, write_error
 from xnext._interrupts import Interrupts, Stopped
 from xnext._workers import require_free_of, warm_up
 from xnext.data import load_data, write_packed
@@ -38,6 +40,7 @@ _MOST_LOST = 2  # times that a trial is asked again whose process was killed
 _FAILED_AT_FIRST = 5  # trials, not all of which may have gone wrong; when it goes on, as many again
 _REJECTED_AT_FIRST = 200  # trials, not all of which may be over a limit, since they cost next to nothing
 _WHAT = "a search"
+_DECODED = ".data.tmp"  # the images, until all of a search is there
 _LENGTHS = ("trials", "hours")
 _CHANGEABLE = (*_LENGTHS, "workers", "scheduler", "trial_minutes", "trial_memory")
 _EXPORT_EVERY = 30.0  # seconds
@@ -51,7 +54,7 @@ class Search:
     Attributes:
         path: The folder.
         config: What it was told.
-        exhausted: Whether its optimiser has nothing left to ask for.
+        exhausted: Whether its optimiser had nothing to ask for, when it was asked last.
         space: Where it looks.
         history: What came of it so far.
     """
@@ -66,11 +69,14 @@ class Search:
             self.config = SearchConfig(**settings)
         except TypeError as error:
             raise UserError(f"{journal.path}: its settings are of another version of xnext") from error
+        except UserError as error:
+            raise UserError(f"{journal.path}: {error}") from error
         self._changes: Mapping[str, Any] = {}
         for entry in journal.entries[1:]:
             self._change(entry.get("resume", {}))
         self.history = History(self.space, self.config.objective, journal.entries[1:])
-        self.exhausted = any("exhausted" in entry for entry in journal.entries)
+        asked = [entry for entry in journal.entries if entry.keys() & {"ask", "exhausted"}]
+        self.exhausted = bool(asked) and "exhausted" in asked[-1]
 
     @classmethod
     def create(cls, path: Path, config: SearchConfig) -> "Search":
@@ -80,13 +86,7 @@ class Search:
             UserError: The folder is taken, the images, the space or the cluster do not exist, or the networks
                 or the images do not fit.
         """
-        if path.exists() and (not path.is_dir() or (path / "journal.jsonl").exists()):
-            raise UserError(f"{path} exists already; choose another --output, or go on with --resume")
-        if (path / "networks").exists():
-            raise UserError(
-                f"{path} holds networks of a search whose journal is missing; choose another --output, or"
-                " delete it"
-            )
+        _require_empty(path)
         check_device(config)
         space = Space.load(config.space)
         if config.scheduler is None:
@@ -98,10 +98,28 @@ class Search:
         with executor(config):
             pass  # a cluster that does not answer is told before anything is written
         make_folder(path)
-        write_packed(data, preprocessing, path / "data")
-        check_images(data, path / "data")
-        content = {"space_content": space.content, "classes": data.classes}
-        return cls(path, Journal.create(path / "journal.jsonl", asdict(config) | content))
+        with require_free_of(path, _WHAT):
+            _require_empty(path)  # now that no other search can begin there
+            shutil.rmtree(path / _DECODED, ignore_errors=True)  # of one that was killed
+            write_packed(data, preprocessing, path / _DECODED)
+            check_images(data, path / _DECODED)
+            content = {"space_content": space.content, "classes": data.classes}
+            search = cls(path, Journal.create(path / "journal.jsonl", asdict(config) | content))
+            search._name_data()
+        return search
+
+    def _name_data(self) -> None:
+        """Give the decoded images their name, last of all that begins a search.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        decoded = self.path / _DECODED
+        try:
+            if decoded.exists():
+                decoded.rename(self.path / "data")
+        except OSError as error:
+            raise write_error(decoded, error) from error
 
     @classmethod
     def open(cls, path: Path) -> "Search":
@@ -169,6 +187,7 @@ class Search:
         try:
             self._journal.require_current()
             self._journal.repair()
+            self._name_data()  # if a kill came just before
             if self._changes:
                 self._journal.append(resume=self._changes)
             if self.config.scheduler is None:
@@ -204,12 +223,14 @@ class Search:
         )  # fmt: skip
         optimizer = OPTIMIZERS[config.optimizer](task)
         for entry in self._journal.entries[1:]:
-            if "ask" in entry:
+            if entry.keys() & {"ask", "exhausted"}:
                 query = optimizer.ask()
-                if query is None or (dict(query.point), query.epochs) != (entry["point"], entry["epochs"]):
+                asked = (dict(query.point), query.epochs) if query is not None else None
+                if asked != ((entry["point"], entry["epochs"]) if "ask" in entry else None):
+                    number = entry.get("ask", entry.get("exhausted"))
                     raise UserError(
                         f"{self._journal.path}: {config.optimizer} now asks for something else than trial"
-                        f" {entry['ask']}; go on with the versions of the libraries that it was begun with"
+                        f" {number}; go on with the versions of the libraries that it was begun with"
                     )
             elif "tell" in entry:
                 record = self.history.records[entry["tell"]]
@@ -247,6 +268,31 @@ class Search:
         )
 
 
+def _require_empty(path: Path) -> None:
+    """Refuse to begin a search where anything is, but for what one that was killed at its start leaves.
+
+    Raises:
+        UserError: As said.
+    """
+    try:
+        names = {entry.name for entry in path.iterdir() if not is_temporary(entry)} - {".lock"}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f"cannot begin a search in {path}: {error.strerror}; choose another --output"
+        ) from error
+    if "journal.jsonl" in names:
+        raise UserError(f"{path} exists already; choose another --output, or go on with --resume")
+    if "networks" in names:
+        raise UserError(
+            f"{path} holds networks of a search whose journal is missing; choose another --output, or"
+            " delete it"
+        )
+    if names:
+        raise UserError(f"{path} is not empty; choose another --output")
+
+
 class _Round:
     """One process's part of a search: from its start to its end."""
 
@@ -266,6 +312,7 @@ class _Round:
         self._running: dict[Future[Outcome], tuple[Record, int]] = {}
         self._slots = list(range(search.config.workers))
         self._waiting = [record for record in self._history.records if record.status is None]
+        self._nothing_left = False
         self._earlier = self._history.elapsed
         self._started = self._exported = time.monotonic()
 
@@ -299,11 +346,12 @@ class _Round:
             return None
         if config.hours is not None and self._elapsed > 3600 * config.hours:
             return None
+        if self._nothing_left:  # until another trial is told, when there may be something again
+            return None
         query = self._optimizer.ask()
+        self._search.exhausted = self._nothing_left = query is None
         if query is None:
-            if not self._search.exhausted:
-                self._search.exhausted = True
-                self._journal.append(exhausted=len(self._history.records))
+            self._journal.append(exhausted=len(self._history.records))
             return None
         record = self._history.asked(query)
         self._journal.append(ask=record.number, point=dict(query.point), epochs=query.epochs)
@@ -340,6 +388,7 @@ class _Round:
             tell=record.number, costs=costs, elapsed=round(self._elapsed, 3), **asdict(outcome)
         )
         self._optimizer.tell(record.query, costs)
+        self._nothing_left = False
         self._watch(self._search, record)
         if time.monotonic() - self._exported > _EXPORT_EVERY:
             self._search.export()
@@ -381,7 +430,7 @@ class _Round:
             self._take(future)
         raise Stopped(
             f"stopped after {self._history.finished} trials; go on with: xnext search --resume"
-            f" --output {self._search.path}",
+            f" --output {shlex.quote(str(self._search.path))}",
             self._interrupts.signal or 0,
         )
 

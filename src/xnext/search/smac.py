@@ -47,9 +47,9 @@ class Smac(Optimizer):
         self._asked: dict[tuple[Any, int], list[TrialInfo]] = {}
         self._several = len(task.objectives) > 1
         self._task = task
-        self._folder = tempfile.TemporaryDirectory(prefix="xnext-smac-")
-        with _quiet():
-            self._facade = _facade(task, Path(self._folder.name))
+        # SMAC makes the folder of its results at once, and would write them only if it were told to.
+        with _quiet(), tempfile.TemporaryDirectory(prefix="xnext-smac-") as folder:
+            self._facade = _facade(task, Path(folder))
 
     def ask(self) -> Query | None:
         """Return SMAC's next trial; once it finds nothing new, what has not been trained to the end."""

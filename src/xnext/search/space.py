@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from xnext._yaml import read_yaml
-from xnext.errors import UserError, suggest
+from xnext.errors import UserError, shorten, suggest
 from xnext.models import get_config
 from xnext.search.architecture import ALIKE, SCALED, Architecture, is_factor
 
@@ -39,6 +39,7 @@ SPACES = ("nexception", "union")
 """Those that come with this project."""
 
 _KEYS = ("network", "fixed", "full", "choices", "conditions", "forbidden")
+_MOST_COUNTED = 10**6  # combinations of choices that change the same fields
 _MOST_DRAWS = 1000  # of points until one is allowed
 
 
@@ -263,6 +264,12 @@ class Space:
             if name in group & parents and self._exists(name, given) and self._separates(name, group, given):
                 rest = group - {name}
                 return sum(self._count(rest, {**given, name: value}) for value in self.choices[name])
+        if math.prod(len(self.choices[choice]) for choice in group) > _MOST_COUNTED:
+            named = shorten([choice for choice in self.choices if choice in group])
+            raise self._error(
+                f"choices that change the same fields have more than {_MOST_COUNTED:,} combinations, too many"
+                f" to count: {named}"
+            )
         return len(set(self._distinct(group, given)))
 
     def _separates(self, choice: str, group: set[str], given: Point) -> bool:
@@ -375,6 +382,8 @@ class Space:
             listed = (
                 values if isinstance(values, list) and _name(values) not in self.choices[choice] else [values]
             )
+            if not listed:
+                raise self._error(f"{what}: {choice} has a list without values")
             read[choice] = tuple(map(_name, listed))
             for value in read[choice]:
                 if value not in self.choices[choice]:

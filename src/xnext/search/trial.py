@@ -109,6 +109,11 @@ class Trial:
         return Path(self.folder) / "log.txt"
 
     @property
+    def run(self) -> Path:
+        """The folder of its network's training."""
+        return Path(self.folder) / "run"
+
+    @property
     def result(self) -> Path:
         """The file of its outcome."""
         return Path(self.folder) / f"epoch-{self.epochs}.json"
@@ -152,9 +157,9 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
             return outcome
     context = warm_up(PRELOAD)
     process = context.Process(target=_run, args=(trial,), name=f"trial {trial.number}")
-    started = time.monotonic()
     with without_script():
         process.start()
+    started = time.monotonic()  # the first waits in there for what all processes import
     try:
         end = _watch(process, trial, started, cancelled)
     finally:
@@ -275,7 +280,7 @@ def _status(error: Exception) -> str:
 def _train(trial: Trial) -> Outcome:
     """Measure a network and, if it is within the limits, train it from where it was left."""
     folder = Path(trial.folder)
-    run = Run(folder / "run")
+    run = Run(trial.run)
     config = TrainConfig(
         model=trial.model, model_args=dict(trial.model_args), data=f"packed:{trial.data}", output=run.path,
         epochs=trial.max_epochs, **dict(TRAINING) | dict(trial.training),

@@ -65,7 +65,7 @@ class RunRecord:
         for key in ("model", "data"):
             if not isinstance(config.get(key), str):
                 raise UserError(f"{run.config}: key {key!r} is missing; mend the file, or leave the run out")
-        rows = _read_rows(run)
+        rows = read_rows(run)
         metric = next((name for name in METRICS if f"val_{name}" in rows[0]), None)
         if metric is None or any(f"val_{metric}" not in row for row in rows):
             raise UserError(f"{run.metrics} is damaged (an epoch has no result); leave the run out")
@@ -180,8 +180,12 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     return [n if len(n) <= _LONGEST_NAME else f"{n[: half - 1]}…{n[-half:]}" for n in names]
 
 
-def _read_rows(run: Run) -> list[dict[str, float]]:
-    """Return the finished epochs of a run after checking them."""
+def read_rows(run: Run) -> list[dict[str, float]]:
+    """Return the finished epochs of a run after checking them.
+
+    Raises:
+        UserError: There are none, or the file is damaged.
+    """
     try:
         rows = run.read_metrics() if run.metrics.exists() else []
     except (OSError, ValueError) as error:
