@@ -31,7 +31,7 @@ _LOG = 25  # lines of a failure's log
 _FAILED = 20  # failures with their logs
 
 _STYLE = """
-.net { display: flex; flex-wrap: wrap; gap: .4rem; align-items: stretch }
+.net { display: flex; flex-wrap: wrap; gap: .4rem; align-items: stretch; margin-bottom: 1rem }
 .block { border: 1px solid #dadce0; border-radius: .5rem; padding: .4rem .6rem }
 .block { background: #f6f7f8; font-size: .8rem }
 .block b { display: block; font-size: .9rem } .stage { background: #e8f0fe }
@@ -85,6 +85,10 @@ def _plot(figure: go.Figure, height: int = 380, top: int = 20) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
 
 
+def _count_epochs(count: int) -> str:
+    return f"{count} epoch{'s' if count > 1 else ''}"
+
+
 def _sizes(search: Search) -> list[str]:
     """Return the sizes that were searched for or limited, else multiply-accumulates."""
     wanted = [name for name in SIZES if name in search.config.objective or name in search.config.limits]
@@ -99,7 +103,7 @@ def _head(search: Search, best: Record | None) -> str:
     if best is not None:
         sizes = ", ".join(f"{name} {best.values[name]:,.4g}" for name in SIZES if name in best.values)
         result = (
-            f"<p>Best: <b>{best.values['top1']:.2f} %</b> top-1 after {best.query.epochs} epochs"
+            f"<p>Best: <b>{best.values['top1']:.2f} %</b> top-1 after {_count_epochs(best.query.epochs)}"
             f" (trial {best.number}; {sizes} at the size of the search).</p>"
         )
     return (
@@ -156,7 +160,7 @@ def _over_time(search: Search) -> go.Figure:
         shade = 0.35 + 0.65 * epochs / longest
         figure.add_scatter(
             x=[record.elapsed / 60 for record in chosen], y=[record.values["top1"] for record in chosen],
-            mode="markers", name=f"{epochs} epochs", opacity=shade,
+            mode="markers", name=_count_epochs(epochs), opacity=shade,
             marker={"color": _BLUE, "size": 5 + 4 * epochs / longest},
             text=[f"trial {record.number}" for record in chosen],
         )  # fmt: skip
@@ -211,7 +215,7 @@ def _importance(search: Search) -> list[str]:
         by_name = {one.name: one for one in importances}
         shares = [by_name[name].share for name in names]
         figure.add_bar(
-            y=names, x=shares, orientation="h", name=f"{epochs} epochs",
+            y=names, x=shares, orientation="h", name=_count_epochs(epochs),
             marker_color=_BLUE, opacity=0.35 + 0.65 * (place + 1) / len(found),
             error_x={
                 "array": [by_name[name].high - by_name[name].share for name in names],
