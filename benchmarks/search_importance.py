@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmarks.search_table import BUDGETS, SPACE, read_table
 from xnext._figures import write_figure
+from xnext.search.history import in_epochs
 from xnext.search.importance import METHODS, Importance, draw_importance
 from xnext.search.space import Space
 
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     found = measure(arguments.method)
-    table = Table("choice", *(f"{budget} epoch{'s' if budget > 1 else ''}" for budget in found))
+    table = Table("choice", *map(in_epochs, found))
     by_name = {budget: {one.name: one for one in importances} for budget, importances in found.items()}
     for name in (one.name for one in found[BUDGETS[-1]] if len(one.choices) == 1):
         ones = (by_name[budget][name] for budget in found)

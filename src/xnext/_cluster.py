@@ -32,10 +32,24 @@ def connect(address: str) -> "Iterator[Client]":
     try:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
+        raise UserError(
+            f"--scheduler {address}: no Dask scheduler answers there ({error}); start it, or give another"
+        ) from error
     with client:
         if not client.nthreads():
             raise UserError(
                 f"--scheduler {address}: it has no workers; start some with `dask worker {address}`"
             )
         yield client
+
+
+def require_connected(client: "Client") -> None:
+    """Refuse to wait for a scheduler that is no more.
+
+    Raises:
+        UserError: As said.
+    """
+    if client.status != "running":
+        raise UserError(
+            "the Dask scheduler is gone; start it again, or give another, and go on with --resume"
+        )

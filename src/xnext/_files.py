@@ -8,6 +8,8 @@ from pathlib import Path
 
 from xnext.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -22,12 +24,21 @@ _REASONS = {
 }
 
 
-def write_error(path: Path, error: OSError) -> UserError:
+class WriteError(UserError):
+    """A file that cannot be written."""
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Whether nothing can be written, of which whatever was to be written is innocent."""
+    return isinstance(error, WriteError) or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+def write_error(path: Path, error: OSError) -> WriteError:
     """Turn a failed write to ``path`` into the line that tells the user what to do."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     if error.errno == errno.ENOENT and path.parent.exists():
         reason = "nothing can be created in that folder; choose another place"
-    return UserError(f"cannot write {path}: {reason}")
+    return WriteError(f"cannot write {path}: {reason}")
 
 
 def make_folder(path: Path) -> None:

@@ -37,6 +37,32 @@ def test_two_workers_of_which_one_dies(config, tmp_path, cluster):
     assert sorted(told) == list(range(3)), "each once"
 
 
+@pytest.mark.timeout(300)
+def test_a_scheduler_that_dies(config, tmp_path, cluster):
+    """The search ends in a line, no trial is lost by it, and it goes on without a cluster."""
+    search = Search.create(
+        tmp_path / "search", config(scheduler=cluster.scheduler.address, workers=2, trials=3)
+    )
+    scheduler = cluster.run_on_scheduler(os.getpid)
+
+    def kill() -> None:
+        while not list(search.path.glob("networks/*/run/metrics.jsonl")):
+            time.sleep(0.01)
+        os.kill(scheduler, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(UserError, match="the Dask scheduler is gone; start it again, or give another"):
+        search.run()
+    killer.join()
+    again = Search.open(search.path)
+    assert not any("lost" in entry for entry in again._journal.entries)
+    again.resume({"scheduler": "local"})
+    again.run()
+    assert [record.status for record in again.history.records] == ["success"] * 3
+    assert Search.open(search.path).config.scheduler is None
+
+
 def test_no_scheduler(config, tmp_path, monkeypatch):
     monkeypatch.setattr("xnext._cluster._PATIENCE", "1s")
     with pytest.raises(UserError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers there"):

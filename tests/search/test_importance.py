@@ -163,7 +163,7 @@ def test_from_the_command_line(config, tmp_path, capsys):
     for method in METHODS:
         assert main(["importance", str(output), "--method", method]) == 0
         printed = capsys.readouterr().out
-        assert "1 epochs" in printed and "middle_block" in printed
+        assert " 1 epoch\n" in printed and "middle_block" in printed
         assert (output / f"importance_{method}.png").stat().st_size > 5000
     for words, line in [
         (["--budget", "7"], "0 trials of 7 epochs succeeded"),
@@ -187,7 +187,7 @@ def test_a_reason_of_all_lengths_is_told_once(config, tmp_path, capsys):
         journal.append(tell=number, costs=[1 - number / 100], elapsed=1.0, **asdict(outcome))
     command = ["importance", str(search.path)]
     assert main(command) == 0
-    assert "1 epochs" in (printed := capsys.readouterr().out) and "3 epochs" in printed
+    assert "1 epoch " in (printed := capsys.readouterr().out) and "3 epochs" in printed
     assert main([*command, "--objective", "macs"]) == 2
     error = capsys.readouterr().err
     assert error == f"xnext: error: {search.path}: the search had no objective 'macs', but top1\n"

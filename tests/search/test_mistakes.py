@@ -81,6 +81,23 @@ def test_a_kill_at_its_very_beginning(config, tmp_path, left):
     assert not (path / ".data.tmp").exists()
 
 
+def test_without_its_images_it_does_not_go_on(config, tmp_path):
+    """Each trial would fail, and be told so to the optimiser for ever."""
+    Search.create(tmp_path / "search", config(trials=1)).run()
+    search = Search.open(tmp_path / "search")
+    shutil.move(tmp_path / "search" / "data", tmp_path / "data")
+    search.resume({"trials": 2})
+    before = (tmp_path / "search" / "journal.jsonl").read_bytes()
+    with pytest.raises(
+        UserError, match="data, the decoded images of the search, is missing or damaged; put it"
+    ):
+        search.run()
+    assert (tmp_path / "search" / "journal.jsonl").read_bytes() == before
+    shutil.move(tmp_path / "data", tmp_path / "search" / "data")
+    search.run()
+    assert [record.status for record in search.history.records] == ["success"] * 2
+
+
 def test_networks_without_a_journal(config, tmp_path):
     Search.create(tmp_path / "search", config(trials=1)).run()
     (tmp_path / "search" / "journal.jsonl").unlink()
@@ -100,10 +117,10 @@ def test_networks_without_a_journal(config, tmp_path):
             "image size 1 is too small for networks of space .*space.yaml; use --image-size 2 or",
         ),
         ({"batch_size": 1}, "batch size 1: batch norm cannot normalise one image of this size"),
-        ({"max_epochs": 10**12}, "max_epochs is 1000000000000; it must be between 1 and 10000"),
-        ({"workers": 10**22}, "workers is 10000000000000000000000; it must be between 1 and 1000"),
-        ({"image_size": 10**22}, "image_size is 10000000000000000000000; it must be between"),
-        ({"batch_size": 10**22}, "batch_size is 10000000000000000000000; it must be between"),
+        ({"max_epochs": 10**12}, "max_epochs is 1000000000000; it must be at most 10000"),
+        ({"workers": 10**22}, "workers is 10000000000000000000000; it must be at most 1000"),
+        ({"image_size": 10**22}, "image_size is 10000000000000000000000; it must be at most"),
+        ({"batch_size": 10**22}, "batch_size is 10000000000000000000000; it must be at most"),
         ({"objective": ("top2",)}, "unknown objective 'top2'. Did you mean 'top1'"),
         ({"width": 6e4}, "width 60000 makes networks that do not fit"),
         ({"width": 1e9}, "width 1e.09 makes networks that there are not: stem_dims=.* is too large"),

@@ -1,6 +1,7 @@
 """Trials: however one ends, the search is told in its own words."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -75,6 +76,36 @@ def test_each_end_has_its_own_word(trial, changes, status, reason):
     outcome = supervise(trial(**changes))
     assert outcome.status == status and re.search(reason, outcome.reason), outcome
     assert "\n" not in outcome.reason
+
+
+def test_a_search_that_was_moved_goes_on(trial, tmp_path):
+    """With its images, whose place is no part of what was trained."""
+    supervise(trial())
+    first = trial()
+    shutil.copytree(first.data, tmp_path / "moved" / "data")
+    shutil.move(first.folder, tmp_path / "moved" / "network")
+    there = {"folder": str(tmp_path / "moved" / "network"), "data": str(tmp_path / "moved" / "data")}
+    longer = supervise(trial(epochs=2, **there))
+    assert longer.status == "success" and "epoch 1" not in longer.reason
+    assert longer.values == supervise(trial(epochs=2)).values, "as if it had stayed"
+
+
+def test_damaged_results_are_measured_again(trial):
+    first = supervise(trial())
+    for name in ("epoch-1.json", "sizes.json"):
+        (Path(trial().folder) / name).write_text("{")
+    assert supervise(trial()).values == first.values
+
+
+def test_what_cannot_be_written_says_nothing_of_the_network(trial):
+    """The search ends, and has the trial to do when it goes on."""
+    supervise(trial())
+    longer = trial(epochs=2)
+    longer.result.mkdir()  # no file can be put there
+    with pytest.raises(UserError, match=r"cannot write .*network: is the disk full\? Mend that, and go on"):
+        supervise(longer)
+    longer.result.rmdir()
+    assert supervise(longer).status == "success"
 
 
 def test_what_is_not_of_the_network_is_moved_aside_once_nobody_writes_there(trial):

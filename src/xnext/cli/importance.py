@@ -9,6 +9,7 @@ from xnext._parser import Parser
 from xnext.cli._common import Verb, new_table, print_table, require_known
 from xnext.errors import UserError
 from xnext.search import Search
+from xnext.search.history import in_epochs
 from xnext.search.importance import METHODS, Importance, draw_importance, measure_importance
 
 _ROWS = 20
@@ -57,7 +58,7 @@ def _run(arguments: Namespace) -> int:
 
 def _print(found: dict[int, list[Importance]]) -> None:
     """Print the shares in the order of the longest trials."""
-    table = new_table("choice", *(f">{epochs} epochs" for epochs in found))
+    table = new_table("choice", *(f">{in_epochs(epochs)}" for epochs in found))
     by_name = {epochs: {one.name: one for one in importances} for epochs, importances in found.items()}
     for one in found[max(found)][:_ROWS]:
         cells = [by_name[epochs].get(one.name) for epochs in found]

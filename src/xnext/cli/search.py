@@ -17,6 +17,7 @@ from xnext._parser import Parser
 from xnext.cli._common import DATA_HELP, Verb, new_table, print_table
 from xnext.errors import UserError
 from xnext.search import Record, Search, SearchConfig, Space, point_line, write_best
+from xnext.search.history import in_epochs
 from xnext.search.trial import SIZES, STATUSES, SUCCESS
 
 _REFRESH = 1.0  # seconds between two looks at a search
@@ -30,11 +31,9 @@ def _options(parser: Parser) -> None:
         help=f"{DATA_HELP} Or a word and the folder of a search.",
     )  # fmt: skip
     parser.add_argument(
-        "--output",
-        type=Path | None,
-        metavar="DIR",
+        "--output", type=Path | None, metavar="DIR",
         help="Folder of the search: a new one, or with --resume that of one begun.",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--objective", action="append", type=str, metavar="NAME",
         help="top1, and any of latency_ms, macs and params, an option each (default: top1)",
@@ -101,9 +100,13 @@ def _watch(search: Search, record: Record) -> None:
     what = ", ".join(f"{name} {value:.4g}" for name, value in record.values.items())
     if record.status != SUCCESS:
         what = f"{record.status}: {record.reason}"
-    where = f", best {best.values['top1']:.2f} (trial {best.number})" if best else ""
+    where = (
+        f", best {best.values['top1']:.2f} (trial {best.number}, {in_epochs(best.query.epochs)})"
+        if best
+        else ""
+    )
     Console(soft_wrap=True, markup=False, highlight=False).print(
-        f"trial {record.number}: {record.query.epochs} epochs, {record.seconds:.1f} s, {what}{where}"
+        f"trial {record.number}: {in_epochs(record.query.epochs)}, {record.seconds:.1f} s, {what}{where}"
     )
 
 
@@ -138,7 +141,7 @@ def _status(search: Search) -> tuple[str, Table]:
             point_line(record.query.point),
         )  # fmt: skip
     what = "the front:" if len(config.objective) > 1 else "the best:"
-    times = f"{history.elapsed / 3600:.2f} hours so far; {_left(search)}"
+    times = f"{history.elapsed / 60:.1f} minutes so far; {_left(search)}"
     return "\n".join([known, times, what if table.row_count else "none has succeeded yet"]), table
 
 
@@ -164,21 +167,20 @@ def _left(search: Search) -> str:
         times.append(history.elapsed / history.finished * rest)
     if config.hours is not None:
         times.append(max(0.0, 3600 * config.hours - history.elapsed))
-    return f"about {min(times) / 60:.0f} minutes left" if times else "the time left is not known yet"
+    if not times:
+        return "the time left is not known yet"
+    return f"about {min(times) / 60:.0f} minutes left" if min(times) else "at its end"
 
 
 def _print_best(search: Search) -> None:
-    best = search.history.best
+    best, path = search.history.best, shlex.quote(str(search.path))
     if search.exhausted:
         print("the search has nothing left to try: all networks of the space were tried")
     if best is None:
         last = next((record for record in reversed(search.history.records) if record.status), None)
         reason = f", the last one so: {last.status} ({last.reason})" if last else ""
-        raise UserError(
-            f"{search.path}: no trial succeeded{reason}; xnext search show {shlex.quote(str(search.path))}"
-        )
+        raise UserError(f"{search.path}: no trial succeeded{reason}; xnext search show {path}")
     print(f"best: {best.values['top1']:.2f} % top-1, trial {best.number}: {point_line(best.query.point)}")
-    path = shlex.quote(str(search.path))
     print(f"next: xnext search best {path}, or xnext report {path}")
 
 
@@ -192,6 +194,8 @@ def _take_best(path: Path, arguments: Namespace) -> int:
         model, data = shlex.quote(str(target)), shlex.quote(search.config.data)
         print(f"next: xnext train --model {model} --data {data} --output RUN")
         return 0
+    if any(word == "--model" or word.startswith("--model=") for word in arguments.train):
+        raise UserError("--train trains the winner; leave --model out")
     return _train(["--model", str(target), *arguments.train])
 
 

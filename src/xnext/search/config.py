@@ -36,8 +36,8 @@ class SearchConfig:
         objective: What to search for: top1 and any of latency_ms, macs and params, which are to be low.
         limit: What no network may exceed, as `latency_ms<=5` or `params<=1e6`.
         workers: Trials at a time.
-        scheduler: Address of a Dask scheduler whose workers run the trials, `tcp://HOST:PORT`; default: this
-            machine.
+        scheduler: Address of a Dask scheduler whose workers run the trials, `tcp://HOST:PORT`; or local, this
+            machine, which is the default.
         optimizer: Who decides what to try: smac, random or evolution.
         width: Factor of all numbers of channels in the search; the winner has them all.
         image_size: Side of the square images in pixels.
@@ -73,7 +73,8 @@ class SearchConfig:
         check_types(self)
         for name, most in _MOST.items():
             if (value := getattr(self, name)) is not None and not 1 <= value <= most:
-                raise UserError(f"{name} is {value}; it must be between 1 and {most}")
+                limit = "at least 1" if value < 1 else f"at most {most}"
+                raise UserError(f"{name} is {value}; it must be {limit}")
         for name in ("hours", "width", "trial_minutes", "trial_memory"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} is {value}; it must be more than 0")
@@ -92,8 +93,10 @@ class SearchConfig:
             raise UserError("objective must have top1, without which the smallest network is the best")
         if len(set(self.objective)) < len(self.objective):
             raise UserError("an objective stands twice")
+        if self.scheduler == "local":
+            object.__setattr__(self, "scheduler", None)
         if self.scheduler is not None and "://" not in self.scheduler:
-            raise UserError(f"scheduler {self.scheduler!r} is no address; give tcp://HOST:PORT")
+            raise UserError(f"scheduler {self.scheduler!r} is no address; give tcp://HOST:PORT, or local")
         _ = self.limits
 
     @property

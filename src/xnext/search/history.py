@@ -134,3 +134,8 @@ class History:
             return float(outcome.values[name])
         place = self.objectives.index(name)
         return max((record.costs[place] for record in self.records if record.costs), default=_UNKNOWN)
+
+
+def in_epochs(count: int) -> str:
+    """Return how long a trial is, in words."""
+    return f"{count} epoch{'' if count == 1 else 's'}"

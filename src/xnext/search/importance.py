@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from xnext.errors import UserError
-from xnext.search.history import History
+from xnext.search.history import History, in_epochs
 from xnext.search.space import Point, Space
 
 FEWEST = 5
@@ -68,7 +68,7 @@ def measure_importance(
     place = history.objectives.index(objective)
     records = [record for record in history.successes if record.query.epochs == epochs]
     if len(records) < FEWEST:
-        trials = f"{len(records)} trial{'' if len(records) == 1 else 's'} of {epochs} epochs succeeded"
+        trials = f"{len(records)} trial{'' if len(records) == 1 else 's'} of {in_epochs(epochs)} succeeded"
         raise UserError(
             f"{trials}, and importance needs {FEWEST}; let the search go on, or choose another budget"
         )
@@ -242,8 +242,7 @@ def draw_importance(found: Mapping[int, Sequence[Importance]], title: str) -> Fi
         y = [i + (place - (len(found) - 1) / 2) * height for i, _ in rows]
         shares = np.array([one.share for _, one in rows])
         spread = np.array([[one.share - one.low, one.high - one.share] for _, one in rows]).T
-        label = f"{epochs} epoch{'s' if epochs > 1 else ''}"
-        axes.barh(y, shares, height, color=colours[place], label=label)
+        axes.barh(y, shares, height, color=colours[place], label=in_epochs(epochs))
         axes.errorbar(shares, y, xerr=spread, fmt="none", ecolor="0.3", elinewidth=1, capsize=2)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()

@@ -11,7 +11,7 @@ from xnext._page import escape, note, section, write_page
 from xnext._version import __version__
 from xnext.errors import UserError
 from xnext.models._registry import create_variant
-from xnext.search.history import Record
+from xnext.search.history import Record, in_epochs
 from xnext.search.importance import Importance, measure_importance
 from xnext.search.search import Search
 from xnext.search.trial import FAILURES, SIZES, STATUSES
@@ -85,10 +85,6 @@ def _plot(figure: go.Figure, height: int = 380, top: int = 20) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
 
 
-def _count_epochs(count: int) -> str:
-    return f"{count} epoch{'s' if count > 1 else ''}"
-
-
 def _sizes(search: Search) -> list[str]:
     """Return the sizes that were searched for or limited, else multiply-accumulates."""
     wanted = [name for name in SIZES if name in search.config.objective or name in search.config.limits]
@@ -103,7 +99,7 @@ def _head(search: Search, best: Record | None) -> str:
     if best is not None:
         sizes = ", ".join(f"{name} {best.values[name]:,.4g}" for name in SIZES if name in best.values)
         result = (
-            f"<p>Best: <b>{best.values['top1']:.2f} %</b> top-1 after {_count_epochs(best.query.epochs)}"
+            f"<p>Best: <b>{best.values['top1']:.2f} %</b> top-1 after {in_epochs(best.query.epochs)}"
             f" (trial {best.number}; {sizes} at the size of the search).</p>"
         )
     return (
@@ -160,7 +156,7 @@ def _over_time(search: Search) -> go.Figure:
         shade = 0.35 + 0.65 * epochs / longest
         figure.add_scatter(
             x=[record.elapsed / 60 for record in chosen], y=[record.values["top1"] for record in chosen],
-            mode="markers", name=_count_epochs(epochs), opacity=shade,
+            mode="markers", name=in_epochs(epochs), opacity=shade,
             marker={"color": _BLUE, "size": 5 + 4 * epochs / longest},
             text=[f"trial {record.number}" for record in chosen],
         )  # fmt: skip
@@ -215,7 +211,7 @@ def _importance(search: Search) -> list[str]:
         by_name = {one.name: one for one in importances}
         shares = [by_name[name].share for name in names]
         figure.add_bar(
-            y=names, x=shares, orientation="h", name=_count_epochs(epochs),
+            y=names, x=shares, orientation="h", name=in_epochs(epochs),
             marker_color=_BLUE, opacity=0.35 + 0.65 * (place + 1) / len(found),
             error_x={
                 "array": [by_name[name].high - by_name[name].share for name in names],
@@ -223,8 +219,11 @@ def _importance(search: Search) -> list[str]:
                 "thickness": 1, "width": 2,
             },
         )  # fmt: skip
-    figure.update_layout(xaxis_title="share of the variation around the best", barmode="group")
-    legend = note("Local parameter importance; lines are the standard deviation over the trees.")
+    figure.update_layout(
+        xaxis_title="share of the variation around the best", barmode="group", showlegend=True
+    )
+    which = f" The {_SHOWN} choices that decide most." if len(search.space.choices) > _SHOWN else ""
+    legend = note(f"Local parameter importance; lines are the standard deviation over the trees.{which}")
     return [_plot(figure, height=140 + 40 * len(names)), legend, *problems]
 
 
@@ -238,8 +237,13 @@ def _parallel(search: Search) -> go.Figure:
         ticks = (
             (["–", *names], list(range(-1, len(names)))) if -1 in places else (names, list(range(len(names))))
         )
-        axes.append({"label": choice, "values": places, "ticktext": ticks[0], "tickvals": ticks[1]})
-    axes.append({"label": "epochs", "values": [record.query.epochs for record in records]})
+        margin = 0.05 * len(ticks[1])
+        ends = [ticks[1][0] - margin, ticks[1][-1] + margin]  # those of what was tried may be nearer
+        axes.append(
+            {"label": choice, "values": places, "ticktext": ticks[0], "tickvals": ticks[1], "range": ends}
+        )
+    epochs = [record.query.epochs for record in records]
+    axes.append({"label": "epochs", "values": epochs, "tickvals": sorted(set(epochs))})
     top1 = [record.values["top1"] for record in records]
     axes.append({"label": "top-1", "values": top1})
     figure = go.Figure(

@@ -2,11 +2,9 @@
 
 import shlex
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import torch
 import yaml
 
-from xnext._cluster import connect
 from xnext._files import is_temporary, make_folder, write_atomic, write_error
 from xnext._interrupts import Interrupts, Stopped
 from xnext._workers import require_free_of, warm_up
@@ -25,6 +22,7 @@ from xnext.search.config import SearchConfig
 from xnext.search.history import History, Record
 from xnext.search.journal import Journal
 from xnext.search.optimizers import OPTIMIZERS, Optimizer, Task
+from xnext.search.pool import Pool, open_pool
 from xnext.search.space import Space
 from xnext.search.trial import (
     FAILURES,
@@ -95,7 +93,7 @@ class Search:
         if data.multilabel:
             raise UserError(f"{config.data}: images of several classes are not searched for yet")
         preprocessing = check_networks(space, config, len(data.classes))
-        with executor(config):
+        with open_pool(config):
             pass  # a cluster that does not answer is told before anything is written
         make_folder(path)
         with require_free_of(path, _WHAT):
@@ -120,6 +118,20 @@ class Search:
                 decoded.rename(self.path / "data")
         except OSError as error:
             raise write_error(decoded, error) from error
+
+    def _require_data(self) -> None:
+        """Refuse to go on without the decoded images, since each trial would fail.
+
+        Raises:
+            UserError: As said.
+        """
+        try:
+            load_data(f"packed:{self.path / 'data'}")
+        except UserError as error:
+            raise UserError(
+                f"{self.path / 'data'}, the decoded images of the search, is missing or damaged; put it back,"
+                " or begin another search"
+            ) from error
 
     @classmethod
     def open(cls, path: Path) -> "Search":
@@ -188,12 +200,13 @@ class Search:
             self._journal.require_current()
             self._journal.repair()
             self._name_data()  # if a kill came just before
+            self._require_data()
             if self._changes:
                 self._journal.append(resume=self._changes)
             if self.config.scheduler is None:
                 warm_up(PRELOAD)
             optimizer = self._replay()
-            with executor(self.config) as pool, Interrupts() as interrupts:
+            with open_pool(self.config) as pool, Interrupts() as interrupts:
                 _Round(self, self._journal, optimizer, pool, interrupts, watch).run()
         finally:
             lock.close()
@@ -301,12 +314,12 @@ class _Round:
         search: Search,
         journal: Journal,
         optimizer: Optimizer,
-        pool: tuple[Executor, Any],
+        pool: Pool,
         interrupts: Interrupts,
         watch: Callable[[Search, Record], None],
     ) -> None:
         self._search, self._journal, self._optimizer = search, journal, optimizer
-        self._pool, self._cancelled = pool
+        self._pool, self._cancelled = pool, pool.cancelled
         self._interrupts, self._watch = interrupts, watch
         self._history = search.history
         self._running: dict[Future[Outcome], tuple[Record, int]] = {}
@@ -329,6 +342,7 @@ class _Round:
                 if not self._running:
                     return
                 done, _ = wait(self._running, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                self._pool.require()
                 for future in sorted(done, key=lambda future: self._running[future][0].number):
                     self._take(future)
                 if self._interrupts.signal is not None:
@@ -360,7 +374,7 @@ class _Round:
     def _submit(self, record: Record) -> None:
         slot = self._slots.pop(0)
         arguments = () if self._search.config.scheduler else (self._cancelled,)
-        future = self._pool.submit(supervise, self._search.trial(record, slot), *arguments)
+        future = self._pool.executor.submit(supervise, self._search.trial(record, slot), *arguments)
         self._running[future] = record, slot
 
     def _take(self, future: Future[Outcome]) -> None:
@@ -423,35 +437,16 @@ class _Round:
             )
 
     def _stop(self) -> None:
-        """Let the trials under way save what they have, and end."""
+        """Let the trials under way save what they have, and end; a cluster ends those that it has."""
         self._cancelled.set()
-        wait(self._running)
-        for future in list(self._running):
+        wait(self._running, timeout=0 if self._search.config.scheduler else None)
+        for future in filter(Future.done, list(self._running)):
             self._take(future)
         raise Stopped(
             f"stopped after {self._history.finished} trials; go on with: xnext search --resume"
             f" --output {shlex.quote(str(self._search.path))}",
             self._interrupts.signal or 0,
         )
-
-
-@contextmanager
-def executor(config: SearchConfig) -> Iterator[tuple[Executor, Any]]:
-    """Yield where trials are submitted, and the event that cancels those on this machine.
-
-    Raises:
-        UserError: There is no such scheduler.
-    """
-    cancelled = threading.Event()
-    if config.scheduler is None:
-        with ThreadPoolExecutor(config.workers) as pool:
-            try:
-                yield pool, cancelled
-            finally:
-                cancelled.set()
-        return
-    with connect(config.scheduler) as client:
-        yield client.get_executor(pure=False, retries=0), cancelled
 
 
 def write_best(search: Search, path: Path) -> Record:

@@ -22,11 +22,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from xnext._files import make_folder, write_atomic
+from xnext._files import is_unwritable, make_folder, write_atomic
 from xnext._interrupts import Stopped
 from xnext._timing import deciles, time_calls
 from xnext._workers import die_with_parent, warm_up, without_script
-from xnext.errors import is_out_of_memory
+from xnext.errors import UserError, is_out_of_memory
 from xnext.kernels import fuse
 from xnext.training import Run, TrainConfig, train
 from xnext.training.setup import Setup, prepare
@@ -149,7 +149,7 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
 
     Raises:
         TrialLost: The process died, though it was not ended here, or was cancelled.
-        UserError: The folder of the network cannot be written.
+        UserError: The folder of the network cannot be written, before the trial or in it.
     """
     with _locked(Path(trial.folder)):
         _claim(trial)
@@ -173,6 +173,8 @@ def supervise(trial: Trial, cancelled: threading.Event | None = None) -> Outcome
     if end is not None:
         return Outcome(status=end[0], values=known, seconds=seconds, reason=end[1])
     code = process.exitcode or 0
+    if code == os.EX_IOERR:
+        raise UserError(f"cannot write {trial.folder}: is the disk full? Mend that, and go on with --resume")
     raise TrialLost(f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
 
 
@@ -237,7 +239,7 @@ def _read(trial: Trial) -> Outcome | None:
     """Return the outcome that a trial's process has written."""
     try:
         return Outcome(**json.loads(trial.result.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (OSError, ValueError, TypeError):  # damaged, it is as good as none
         return None
 
 
@@ -246,27 +248,38 @@ def _run(trial: Trial) -> None:
     threading.Thread(target=die_with_parent, daemon=True).start()
     if trial.device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(trial.device)
+    try:
+        with _logged(trial.log), _locked(Path(trial.folder)):
+            _note(trial)
+    except Exception as error:
+        if not is_unwritable(error):
+            raise
+        sys.exit(os.EX_IOERR)
+
+
+def _note(trial: Trial) -> None:
+    """Do a trial and write how it ended, for a search that may be killed before it can."""
     started = time.monotonic()
-    with _logged(trial.log), _locked(Path(trial.folder)):
-        print(f"trial {trial.number}: {trial.epochs} epochs")
-        torch.set_num_threads(trial.threads)
-        if trial.memory_gib is not None and torch.cuda.is_available():
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, trial.memory_gib * 2**30 / total))
-        try:
-            outcome = _train(trial)
-        except Stopped as stopped:
-            print(stopped)
-            sys.exit(128 + stopped.signal)
-        except Exception as error:
-            traceback.print_exc()
-            status = _status(error)
-            reason = f"{type(error).__name__}: {error}" if status == "exception" else str(error)
-            values = _read_sizes(Path(trial.folder))
-            outcome = Outcome(status=status, values=values, reason=" ".join(reason.split()))
-        # For a search that is killed before it can note its own.
-        seconds = round(time.monotonic() - started, 3)
-        write_atomic(trial.result, json.dumps(asdict(outcome) | {"seconds": seconds}).encode())
+    print(f"trial {trial.number}: {trial.epochs} epochs")
+    torch.set_num_threads(trial.threads)
+    if trial.memory_gib is not None and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, trial.memory_gib * 2**30 / total))
+    try:
+        outcome = _train(trial)
+    except Stopped as stopped:
+        print(stopped)
+        sys.exit(128 + stopped.signal)
+    except Exception as error:
+        if is_unwritable(error):  # which says nothing of the network
+            raise
+        traceback.print_exc()
+        status = _status(error)
+        reason = f"{type(error).__name__}: {error}" if status == "exception" else str(error)
+        values = _read_sizes(Path(trial.folder))
+        outcome = Outcome(status=status, values=values, reason=" ".join(reason.split()))
+    seconds = round(time.monotonic() - started, 3)
+    write_atomic(trial.result, json.dumps(asdict(outcome) | {"seconds": seconds}).encode())
 
 
 def _status(error: Exception) -> str:
@@ -292,9 +305,11 @@ def _train(trial: Trial) -> Outcome:
         if values[name] > most:
             reason = f"{name} {values[name]:.4g} is more than {most:.4g}"
             return Outcome(status=REJECTED, values=values, reason=reason)
+    # Forced, since the folder of the search may have been moved; that all else is alike is known of it.
     summary = train(
-        config, Console(file=sys.stdout), resume=run.config.is_file(), until=trial.epochs, setup=setup
-    )
+        config, Console(file=sys.stdout), resume=run.config.is_file(), force=True, until=trial.epochs,
+        setup=setup,
+    )  # fmt: skip
     row = run.read_metrics()[-1]
     name = next(name for name in ("top1", "map") if f"val_{name}" in row)
     print(f"best so far: {summary[f'best_val_{name}']:.2f}")
@@ -340,8 +355,8 @@ def measure_latency(network: nn.Module, shape: tuple[int, int, int], device: tor
 def _read_sizes(folder: Path) -> dict[str, float]:
     """Return what an earlier trial of the network has measured."""
     try:
-        return json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return dict(json.loads((folder / "sizes.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
 
 
