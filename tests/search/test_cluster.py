@@ -1,14 +1,31 @@
 """Trials on a Dask cluster of two workers on this machine."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from xnext.errors import UserError
 from xnext.search import Search
+
+
+@contextlib.contextmanager
+def killed_at_work(process: int, search: Search) -> Iterator[None]:
+    """Kill a process of the cluster once a network has had an epoch."""
+
+    def kill() -> None:
+        while not list(search.path.glob("networks/*/run/metrics.jsonl")):
+            time.sleep(0.01)
+        os.kill(process, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield
+    killer.join()
 
 
 @pytest.mark.timeout(300)
@@ -17,16 +34,8 @@ def test_two_workers_of_which_one_dies(config, tmp_path, cluster):
         tmp_path / "search", config(scheduler=cluster.scheduler.address, workers=2, trials=3)
     )
     (victim, _) = cluster.run(os.getpid).values()
-
-    def kill() -> None:
-        while not list(search.path.glob("networks/*/run/metrics.jsonl")):
-            time.sleep(0.01)
-        os.kill(victim, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    search.run()
-    killer.join()
+    with killed_at_work(victim, search):
+        search.run()
     assert victim not in cluster.run(os.getpid).values()
     assert [record.status for record in search.history.records] == ["success"] * 3
     alone = Search.create(tmp_path / "alone", config(trials=3))
@@ -43,18 +52,9 @@ def test_a_scheduler_that_dies(config, tmp_path, cluster):
     search = Search.create(
         tmp_path / "search", config(scheduler=cluster.scheduler.address, workers=2, trials=3)
     )
-    scheduler = cluster.run_on_scheduler(os.getpid)
-
-    def kill() -> None:
-        while not list(search.path.glob("networks/*/run/metrics.jsonl")):
-            time.sleep(0.01)
-        os.kill(scheduler, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    with pytest.raises(UserError, match="the Dask scheduler is gone; start it again, or give another"):
+    told = pytest.raises(UserError, match="the Dask scheduler is gone; start it again, or give another")
+    with killed_at_work(cluster.run_on_scheduler(os.getpid), search), told:
         search.run()
-    killer.join()
     again = Search.open(search.path)
     assert not any("lost" in entry for entry in again._journal.entries)
     again.resume({"scheduler": "local"})
