@@ -40,7 +40,7 @@ def main() -> None:
     by_name = {budget: {one.name: one for one in importances} for budget, importances in found.items()}
     for name in (one.name for one in found[BUDGETS[-1]] if len(one.choices) == 1):
         ones = (by_name[budget][name] for budget in found)
-        table.add_row(name, *(f"{one.share:.3f} ± {(one.high - one.low) / 2:.3f}" for one in ones))
+        table.add_row(name, *(f"{one.share:.3f} ± {one.high - one.share:.3f}" for one in ones))
     Console().print(table)
     if arguments.picture:
         title = f"{arguments.method}: {len(read_table()):,} networks on digits"

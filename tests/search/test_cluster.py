@@ -9,18 +9,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from xnext._interrupts import Stopped
 from xnext.errors import UserError
 from xnext.search import Search
 
 
 @contextlib.contextmanager
-def killed_at_work(process: int, search: Search) -> Iterator[None]:
-    """Kill a process of the cluster once a network has had an epoch."""
+def killed_at_work(process: int, search: Search, number: int = signal.SIGKILL) -> Iterator[None]:
+    """Send a process a signal once a network has had an epoch."""
 
     def kill() -> None:
         while not list(search.path.glob("networks/*/run/metrics.jsonl")):
             time.sleep(0.01)
-        os.kill(process, signal.SIGKILL)
+        os.kill(process, number)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -61,6 +62,23 @@ def test_a_scheduler_that_dies(config, tmp_path, cluster):
     again.run()
     assert [record.status for record in again.history.records] == ["success"] * 3
     assert Search.open(search.path).config.scheduler is None
+
+
+@pytest.mark.timeout(300)
+def test_a_search_that_is_stopped_does_not_wait_for_the_cluster(config, tmp_path, cluster):
+    """What runs there goes on, and counts when the search does."""
+    search = Search.create(
+        tmp_path / "search", config(scheduler=cluster.scheduler.address, workers=2, trials=3)
+    )
+    with killed_at_work(os.getpid(), search, signal.SIGTERM), pytest.raises(Stopped, match="go on with"):
+        search.run()
+    entries = Search.open(search.path)._journal.entries
+    assert sum("tell" in entry for entry in entries) < sum("ask" in entry for entry in entries)
+    again = Search.open(search.path)
+    again.resume({"scheduler": "local"})
+    again.run()
+    assert [record.status for record in again.history.records] == ["success"] * 3
+    assert not any("lost" in entry for entry in again._journal.entries)
 
 
 def test_no_scheduler(config, tmp_path, monkeypatch):

@@ -88,6 +88,10 @@ def test_a_search_that_was_moved_goes_on(trial, tmp_path):
     longer = supervise(trial(epochs=2, **there))
     assert longer.status == "success" and "epoch 1" not in longer.reason
     assert longer.values == supervise(trial(epochs=2)).values, "as if it had stayed"
+    config = Path(there["folder"]) / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("weight_decay: 0.05", "weight_decay: 0.5"))
+    other = supervise(trial(epochs=3, **there))
+    assert other.status == "exception" and "was told otherwise: weight_decay was 0.5, now" in other.reason
 
 
 def test_damaged_results_are_measured_again(trial):

@@ -437,7 +437,7 @@ class _Round:
             )
 
     def _stop(self) -> None:
-        """Let the trials under way save what they have, and end; a cluster ends those that it has."""
+        """Let the trials under way save what they have, and end; those of a cluster go on there."""
         self._cancelled.set()
         wait(self._running, timeout=0 if self._search.config.scheduler else None)
         for future in filter(Future.done, list(self._running)):

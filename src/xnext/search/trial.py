@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -305,11 +305,9 @@ def _train(trial: Trial) -> Outcome:
         if values[name] > most:
             reason = f"{name} {values[name]:.4g} is more than {most:.4g}"
             return Outcome(status=REJECTED, values=values, reason=reason)
-    # Forced, since the folder of the search may have been moved; that all else is alike is known of it.
-    summary = train(
-        config, Console(file=sys.stdout), resume=run.config.is_file(), force=True, until=trial.epochs,
-        setup=setup,
-    )  # fmt: skip
+    if resume := run.config.is_file():  # the search may have been moved since, with its images
+        run.write_config(replace(run.read_config(), data=setup.config.data).to_yaml())
+    summary = train(config, Console(file=sys.stdout), resume=resume, until=trial.epochs, setup=setup)
     row = run.read_metrics()[-1]
     name = next(name for name in ("top1", "map") if f"val_{name}" in row)
     print(f"best so far: {summary[f'best_val_{name}']:.2f}")
